@@ -1,0 +1,16 @@
+"""RL Notes: reinforcement learning, from a robot in a maze to a language model.
+
+Importing this package registers the environment `rl_notes/Maze-v0` with gymnasium
+and loads nothing else. Everything is imported from its own module, for example
+`from rl_notes.updates import reinforce_update`.
+"""
+
+import gymnasium
+
+if "rl_notes/Maze-v0" not in gymnasium.registry:
+    gymnasium.register(
+        id="rl_notes/Maze-v0",
+        entry_point="rl_notes.maze:MazeEnv",
+        vector_entry_point="rl_notes.maze:MazeVectorEnv",
+        max_episode_steps=500,
+    )

@@ -1,0 +1,254 @@
+"""Figures: functions that take arrays and an Axes, draw, and return the Axes.
+
+Colours are from Okabe and Ito's palette, which survives colour blindness, and no
+meaning hangs on colour alone: curves differ in their dashes, actions in their arrows.
+`show` puts a figure into a notebook together with its alternative text.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy import ndarray
+from PIL import Image
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#AA4499",
+    "#56B4E9",
+    "#222222",
+)
+STYLE: dict[str, Any] = {
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE])
+    + cycler(linestyle=["-", "--", "-.", ":"]),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": BLACK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.figsize": (6.4, 3.4),
+    "font.size": 11,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+}
+ROWS_COLUMNS = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # north, east, south, west
+FORWARD, LEFT, RIGHT = 0, 1, 2
+GLYPHS = {FORWARD: "\u2191", LEFT: "\u21b0", RIGHT: "\u21b1"}
+
+
+def show(figure: Figure, alt: str, *, width: float = 640) -> None:
+    """Display a figure in a notebook with its alternative text, and close it.
+
+    Args:
+        figure: What to show.
+        alt: What the figure says, for someone who cannot see it.
+        width: Width on the page in CSS pixels.
+    """
+    show_image(_pixels(figure), alt, width=width, colours=128)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file, and close it."""
+    path.write_bytes(_png(_pixels(figure), colours=128))
+
+
+def show_image(
+    pixels: ndarray, alt: str, *, width: float = 320, colours: int = 256
+) -> None:
+    """Display an image, [H, W, 3] of uint8, with its alternative text."""
+    _display("image/png", _png(pixels, colours), alt, width)
+
+
+def show_animation(
+    frames: Sequence[ndarray], alt: str, *, milliseconds: int = 300, width: float = 320
+) -> None:
+    """Display frames (each [H, W, 3], uint8) as a GIF with its alternative text."""
+    if len(frames) == 0:
+        raise ValueError("An animation needs at least one frame.")
+    images = [
+        Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
+    buffer = io.BytesIO()
+    # The last frame stays a while, so that the eye can tell the end from the start.
+    durations = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
+    images[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=durations,
+        loop=0,
+    )
+    _display("image/gif", buffer.getvalue(), alt, width)
+
+
+def plot_maze(
+    walls: Bool[ndarray, "size size 4"],
+    ax: Axes,
+    *,
+    path: Int[ndarray, " steps"] | None = None,
+) -> Axes:
+    """Draw the walls, the start, the exit, and the cells of a path of states."""
+    size = len(walls)
+    segments = []
+    for row, column, heading in np.argwhere(walls):
+        ahead = ROWS_COLUMNS[heading] / 2
+        along = ahead[::-1]
+        middle = np.array([row, column]) + ahead
+        segments.append([(middle - along)[::-1], (middle + along)[::-1]])
+    # A white edge keeps the walls visible on dark colours.
+    for colour, width in (("white", 4.4), (BLACK, 2.2)):
+        lines = LineCollection(
+            segments, colors=colour, linewidths=width, capstyle="round", zorder=4
+        )
+        ax.add_collection(lines)
+    if path is not None:
+        cells = np.asarray(path) // 4
+        ax.plot(cells % size, cells // size, "-", color=SKY, linewidth=6, alpha=0.7)
+    last = size - 1
+    ax.text(last, last, "exit", ha="center", va="center", fontweight="bold", zorder=5)
+    ax.set(xlim=(-0.6, last + 0.6), ylim=(last + 0.6, -0.6), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def plot_values(
+    values: Float[ndarray, " states"],
+    walls: Bool[ndarray, "size size 4"],
+    ax: Axes,
+    *,
+    limits: tuple[float, float] | None = None,
+    label: str = "value",
+) -> Axes:
+    """Heat map of one number per state: a cell is cut into its four headings.
+
+    The triangle at the top of a cell is the robot in that cell looking north.
+    """
+    size = len(walls)
+    values = np.asarray(values)
+    if values.shape != (4 * size * size,):
+        raise ValueError(
+            f"values has shape {values.shape}, but this maze has {4 * size * size} "
+            "states."
+        )
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])  # x, y
+    triangles, shown = [], []
+    for state in range(4 * size * size - 4):
+        centre = np.array([state // 4 % size, state // 4 // size])
+        heading = state % 4
+        ends = corners[[heading, (heading + 1) % 4]]
+        triangles.append(np.vstack([centre + ends, centre]))
+        shown.append(values[state])
+    low, high = limits or (min(shown), max(shown))
+    heat = PolyCollection(
+        triangles, cmap="cividis", norm=Normalize(low, high), edgecolors="face"
+    )
+    heat.set_array(np.array(shown))
+    ax.add_collection(heat)
+    bar = ax.figure.colorbar(heat, ax=ax, shrink=0.8, label=label)
+    bar.outline.set_visible(False)
+    return plot_maze(walls, ax)
+
+
+def plot_policy(
+    probabilities: Float[ndarray, "states 3"],
+    walls: Bool[ndarray, "size size 4"],
+    ax: Axes,
+) -> Axes:
+    """The most likely action of every state, as an arrow in the heading's triangle.
+
+    A straight arrow goes forward, a hooked one turns. The arrow is the stronger, the
+    more likely the action; a dot stands where no action is clearly ahead.
+    """
+    size = len(walls)
+    probabilities = np.asarray(probabilities)
+    for state in range(4 * size * size - 4):
+        row, column, heading = state // 4 // size, state // 4 % size, state % 4
+        down, across = ROWS_COLUMNS[heading] * 0.29
+        action = int(probabilities[state].argmax())
+        likely = float(probabilities[state, action])
+        ax.text(
+            column + across,
+            row + down,
+            GLYPHS[action] if likely > 0.45 else "\u00b7",
+            rotation=-90 * heading,
+            color=BLUE if action == FORWARD else ORANGE,
+            alpha=min(1.0, 0.25 + 0.75 * likely),
+            fontsize=max(7, 80 / size),
+            ha="center",
+            va="center",
+            zorder=3,
+        )
+    return plot_maze(walls, ax)
+
+
+def plot_curves(
+    curves: Mapping[str, Float[ndarray, "seeds updates"]],
+    ax: Axes,
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> Axes:
+    """One curve per name: the median over seeds, and a band from worst to best."""
+    for name, seeds in curves.items():
+        seeds = np.atleast_2d(seeds)
+        updates = np.arange(seeds.shape[1])
+        (line,) = ax.plot(updates, np.median(seeds, axis=0), label=name)
+        ax.fill_between(
+            updates,
+            seeds.min(axis=0),
+            seeds.max(axis=0),
+            color=line.get_color(),
+            alpha=0.18,
+            linewidth=0,
+        )
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if len(curves) > 1:
+        ax.legend()
+    return ax
+
+
+def _pixels(figure: Figure) -> ndarray:
+    """Draw a figure and close it: [H, W, 3] of uint8 on a white ground."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white")
+    plt.close(figure)
+    with Image.open(buffer) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _png(pixels: ndarray, colours: int) -> bytes:
+    """Encode with a palette: a third of the bytes, and notebooks live in git."""
+    image = Image.fromarray(pixels).quantize(colours, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _display(mime: str, data: bytes, alt: str, width: float) -> None:
+    """Hand data to the notebook; the alternative text is also its plain text."""
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("Say in alt what the figure shows: some cannot see it.")
+    display(  # type: ignore[no-untyped-call]
+        {mime: data, "text/plain": alt},
+        raw=True,
+        metadata={mime: {"alt": alt, "width": width}},
+    )
