@@ -28,13 +28,12 @@ def returns_to_go(
             f"final_values has shape {tuple(final_values.shape)}, but one value "
             f"per row is needed: [{rows}]."
         )
-    lengths = trajectories.lengths
+    # Where there is no step nothing decays: the final value reaches the row's end.
+    discounts = torch.where(trajectories.mask, trajectories.discounts, 1)
     following = final_values.to(trajectories.rewards.dtype)  # G_{t+1}
     returns = []
     for t in reversed(range(steps)):
-        current = trajectories.rewards[:, t] + trajectories.discounts[:, t] * following
-        # Beyond the row's end there is no step: the final value is carried past it.
-        following = torch.where(t < lengths, current, following)
+        following = trajectories.rewards[:, t] + discounts[:, t] * following
         returns.append(following)
     stacked = torch.stack(returns[::-1], dim=1)
     return torch.where(trajectories.mask, stacked, 0)
@@ -46,6 +45,6 @@ def discount_weights(trajectories: Trajectories) -> Float[Tensor, "N T"]:
     w_0 = 1. The gradient of the expected discounted return needs this weight on every
     step. Almost all implementations leave it out. 0 where mask is False.
     """
-    first = torch.ones_like(trajectories.discounts[:, :1])
-    before = torch.cat([first, trajectories.discounts[:, :-1]], dim=1)
+    discounts = torch.where(trajectories.mask, trajectories.discounts, 1)
+    before = torch.cat([torch.ones_like(discounts[:, :1]), discounts[:, :-1]], dim=1)
     return torch.where(trajectories.mask, before.cumprod(dim=1), 0)

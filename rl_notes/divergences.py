@@ -19,5 +19,6 @@ def kl_exact(
     logprobs = logits.log_softmax(-1)
     log_ratio = logprobs - reference_logits.log_softmax(-1)
     probabilities = logprobs.exp()
-    # An action that the first excludes adds nothing, whatever the reference says.
-    return torch.where(probabilities > 0, probabilities * log_ratio, 0).sum(-1)
+    # An action that the first excludes adds nothing, whatever the reference says. The
+    # ratio is replaced before the product: 0 * inf would turn the gradient to NaN.
+    return (probabilities * torch.where(probabilities > 0, log_ratio, 0)).sum(-1)

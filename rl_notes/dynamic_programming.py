@@ -4,13 +4,14 @@ The probabilities of a policy are [S, A]: `policy.logits.softmax(-1)` for a tabl
 functions work in the dtype of the tables (float64) and can be differentiated.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Tables(Protocol):
     """Anything that has these three tables, such as the maze.
 
@@ -29,7 +30,7 @@ class Tables(Protocol):
 
 
 def action_values(
-    tables: Tables, values: Float[Tensor, " S"], *, discount: float
+    tables: Tables, values: Float[Tensor, " S"], *, discount: float | int
 ) -> Float[Tensor, "S A"]:
     """Value of doing something: one step of looking ahead (action value).
 
@@ -45,7 +46,7 @@ def action_values(
 def value_iteration(
     tables: Tables,
     *,
-    discount: float,
+    discount: float | int,
     tolerance: float = 1e-12,
     iterations: int = 100_000,
 ) -> Float[Tensor, " S"]:
@@ -80,7 +81,7 @@ def greedy(
 
 
 def policy_evaluation(
-    tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float
+    tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float | int
 ) -> Float[Tensor, " S"]:
     """Value of a policy, exactly (Bellman): the solution of V = r_pi + gamma P_pi V.
 
@@ -93,7 +94,7 @@ def policy_evaluation(
 
 
 def advantages(
-    tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float
+    tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float | int
 ) -> Float[Tensor, "S A"]:
     """How much better an action is than the policy (advantage).
 
@@ -109,7 +110,7 @@ def occupancy(
     tables: Tables,
     probabilities: Float[Tensor, "S A"],
     *,
-    discount: float,
+    discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, " S"]:
     """Discounted number of visits: d(s) = sum_t gamma^t Pr(s_t = s).
@@ -130,7 +131,7 @@ def expected_return(
     tables: Tables,
     probabilities: Float[Tensor, "S A"],
     *,
-    discount: float,
+    discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, ""]:
     """What the policy earns from the start (value): J = sum_s start(s) V(s).
@@ -149,7 +150,7 @@ def one_start(tables: Tables, state: int) -> Float[Tensor, " S"]:
 
 
 def _under_policy(
-    tables: Tables, probabilities: Tensor, discount: float
+    tables: Tables, probabilities: Tensor, discount: float | int
 ) -> tuple[Tensor, Tensor]:
     """r_pi [S] and the matrix I - gamma P_pi [S, S], both without terminal states."""
     _check_discount(discount)
@@ -172,21 +173,20 @@ def _under_policy(
     alive = ~tables.terminal
     rewards = (probabilities * tables.rewards).sum(dim=1) * alive
     moves = torch.einsum("sa,sat->st", probabilities, tables.transitions)
-    moves = moves * alive[:, None] * alive[None, :]
-    matrix = torch.eye(states, dtype=moves.dtype, device=moves.device)
-    matrix = matrix - discount * moves
-    if discount == 1 and not _always_ends(moves, alive):
+    if discount == 1 and not _always_ends(moves, tables.terminal):
         raise ValueError(
             "With discount=1 some state never reaches the end under this policy, so "
             "its value is not finite. Use a discount below 1."
         )
-    return rewards, matrix
+    moves = moves * alive[:, None] * alive[None, :]
+    matrix = torch.eye(states, dtype=moves.dtype, device=moves.device)
+    return rewards, matrix - discount * moves
 
 
-def _always_ends(moves: Tensor, alive: Tensor) -> bool:
-    """Can every live state reach the end? By walking backwards from the exits."""
-    ends = ~alive | (moves.sum(dim=1) < 1 - 1e-9)
-    for _ in range(len(alive)):
+def _always_ends(moves: Tensor, terminal: Tensor) -> bool:
+    """Can every state reach a terminal one? By walking backwards from those."""
+    ends = terminal
+    for _ in range(len(terminal)):
         grown = ends | ((moves > 0) & ends[None, :]).any(dim=1)
         if bool((grown == ends).all()):
             break
@@ -194,6 +194,6 @@ def _always_ends(moves: Tensor, alive: Tensor) -> bool:
     return bool(ends.all())
 
 
-def _check_discount(discount: float) -> None:
+def _check_discount(discount: float | int) -> None:
     if not 0 <= discount <= 1:
         raise ValueError(f"discount must lie between 0 and 1, but it is {discount}.")

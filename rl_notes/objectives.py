@@ -32,7 +32,7 @@ def mean_over_sequences(
 
 
 def sum_over_constant(
-    x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], *, constant: float
+    x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], *, constant: float | int
 ) -> Float[Tensor, ""]:
     """The sum over all steps, divided by a number that the data do not change.
 

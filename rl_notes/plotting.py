@@ -51,7 +51,7 @@ FORWARD, LEFT, RIGHT = 0, 1, 2
 GLYPHS = {FORWARD: "\u2191", LEFT: "\u21b0", RIGHT: "\u21b1"}
 
 
-def show(figure: Figure, alt: str, *, width: float = 640) -> None:
+def show(figure: Figure, alt: str, *, width: float | int = 640) -> None:
     """Display a figure in a notebook with its alternative text, and close it.
 
     Args:
@@ -68,14 +68,18 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def show_image(
-    pixels: ndarray, alt: str, *, width: float = 320, colours: int = 256
+    pixels: ndarray, alt: str, *, width: float | int = 320, colours: int = 256
 ) -> None:
     """Display an image, [H, W, 3] of uint8, with its alternative text."""
     _display("image/png", _png(pixels, colours), alt, width)
 
 
 def show_animation(
-    frames: Sequence[ndarray], alt: str, *, milliseconds: int = 300, width: float = 320
+    frames: Sequence[ndarray],
+    alt: str,
+    *,
+    milliseconds: int = 300,
+    width: float | int = 320,
 ) -> None:
     """Display frames (each [H, W, 3], uint8) as a GIF with its alternative text."""
     if len(frames) == 0:
@@ -133,7 +137,7 @@ def plot_values(
     walls: Bool[ndarray, "size size 4"],
     ax: Axes,
     *,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float | int, float | int] | None = None,
     label: str = "value",
 ) -> Axes:
     """Heat map of one number per state: a cell is cut into its four headings.
@@ -241,7 +245,7 @@ def _png(pixels: ndarray, colours: int) -> bytes:
     return buffer.getvalue()
 
 
-def _display(mime: str, data: bytes, alt: str, width: float) -> None:
+def _display(mime: str, data: bytes, alt: str, width: float | int) -> None:
     """Hand data to the notebook; the alternative text is also its plain text."""
     from IPython.display import display
 

@@ -8,7 +8,7 @@ import math
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor, nn
 
 from rl_notes.trajectories import Trajectories
@@ -78,11 +78,24 @@ def action_logprobs(
 
     The last observation s_T is left out: no action was taken there.
     """
-    logits = policy(trajectories.observations[:, :-1])  # [N, T, A]
+    logits = policy(states(trajectories))  # [N, T, A]
     # What is stored beyond the mask need not be a valid action: gather must not see it.
     actions = torch.where(trajectories.mask, trajectories.actions, 0)
     logprobs = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
     return torch.where(trajectories.mask, logprobs, 0)
+
+
+def states(trajectories: Trajectories) -> Shaped[Tensor, "N T ..."]:
+    """What the policy saw at each step: s_0 ... s_{T-1}, and 0 after a row's end.
+
+    A prompt before the first step is seen; what is stored after the last need not be
+    an observation at all.
+    """
+    observations = trajectories.observations[:, :-1]
+    steps = torch.arange(observations.shape[1], device=observations.device)
+    inside = steps < trajectories.lengths[:, None]
+    shape = inside.shape + (1,) * (observations.dim() - 2)
+    return torch.where(inside.view(shape), observations, 0)
 
 
 def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
@@ -92,8 +105,9 @@ def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
     """
     logprobs = logits.log_softmax(-1)
     probabilities = logprobs.exp()
-    # An impossible action has log-probability -inf, and 0 * -inf is NaN: use where.
-    return -torch.where(probabilities > 0, probabilities * logprobs, 0).sum(-1)
+    # An impossible action has log-probability -inf, and 0 * -inf is NaN: use where,
+    # and before the product, or the gradient is NaN all the same.
+    return -(probabilities * torch.where(probabilities > 0, logprobs, 0)).sum(-1)
 
 
 def sample(

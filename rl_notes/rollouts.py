@@ -21,7 +21,7 @@ def rollout(
     policy: nn.Module,
     *,
     episodes: int,
-    discount: float,
+    discount: float | int,
     generator: torch.Generator,
     starts: Sequence[int] | None = None,
     group_size: int = 1,
@@ -48,9 +48,8 @@ def rollout(
     _check(env, episodes, discount, starts, group_size)
     device = next(policy.parameters()).device
     rounds = episodes // env.num_envs
-    shape = (rounds, env.num_envs + 1)
     seeds = torch.randint(
-        2**31 - 1, shape, generator=generator, device=generator.device
+        2**31 - 1, (rounds, 2), generator=generator, device=generator.device
     )
     row_starts = None
     groups = torch.arange(episodes, device=device)
@@ -58,14 +57,14 @@ def rollout(
         groups = groups // group_size
         row_starts = np.repeat(np.asarray(starts), group_size)
     played = []
-    for index, (round_seed, *env_seeds) in enumerate(seeds.tolist()):
+    for index, (draw_seed, env_seed) in enumerate(seeds.tolist()):
         options = None
         if row_starts is not None:
             here = slice(index * env.num_envs, (index + 1) * env.num_envs)
             options = {"start": row_starts[here]}
         # A generator of its own: how long this round takes must not move the next.
-        draws = torch.Generator(device="cpu").manual_seed(round_seed)
-        observations, _ = env.reset(seed=env_seeds, options=options)
+        draws = torch.Generator(device="cpu").manual_seed(draw_seed)
+        observations, _ = env.reset(seed=env_seed, options=options)
         played.append(_rows(_play(env, policy, observations, draws), discount))
     steps = max(part["mask"].shape[1] for part in played)
     joined = {
@@ -112,7 +111,7 @@ def _play(
     return {name: torch.stack(steps) for name, steps in record.items()}
 
 
-def _rows(steps: dict[str, Tensor], discount: float) -> dict[str, Tensor]:
+def _rows(steps: dict[str, Tensor], discount: float | int) -> dict[str, Tensor]:
     """Turn [T, n] into rows [n, T] and blank what came after each row's first end."""
     over = (steps["ended"] | steps["cut"]).int()
     mask = over.cumsum(dim=0) - over == 0  # up to and with the first end
@@ -151,7 +150,7 @@ def _final_or_next(following: Any, infos: dict[str, Any]) -> Tensor:
 def _check(
     env: Environment,
     episodes: int,
-    discount: float,
+    discount: float | int,
     starts: Sequence[int] | None,
     group_size: int,
 ) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rl_notes.divergences import kl_exact
 from rl_notes.objectives import mean_over_tokens, sum_over_constant
-from rl_notes.policies import action_logprobs, entropy
+from rl_notes.policies import action_logprobs, entropy, states
 from rl_notes.trajectories import Trajectories
 
 
@@ -45,9 +45,9 @@ def reinforce_update(
     trajectories must come from the policy as it is now.
     """
     require_per_step(advantages, trajectories)
-    states = trajectories.observations[:, :-1]
+    seen = states(trajectories)
     with torch.no_grad():
-        old_logits = policy(states)
+        old_logits = policy(seen)
     logprobs = action_logprobs(policy, trajectories)
     objective = sum_over_constant(
         logprobs * advantages, trajectories.mask, constant=len(advantages)
@@ -57,7 +57,7 @@ def reinforce_update(
     gradient_norm = _gradient_norm(policy)
     optimizer.step()
     with torch.no_grad():
-        new_logits = policy(states)
+        new_logits = policy(seen)
     kl = kl_exact(old_logits, new_logits)
     mask = trajectories.mask
     return UpdateStats(

@@ -1,0 +1,81 @@
+# RL Notes. `make` lists what there is.
+#
+# Every command makes the environment that it needs, and renews it when its list of
+# packages or the interpreter changes. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# A reader's environment: the book from its stored outputs, without torch.
+BOOK := .venv-book
+BOOK_READY := $(BOOK)/.ready-$(VERSION)
+# The environment of everything else.
+ALL := .venv
+ALL_READY := $(ALL)/.ready-$(VERSION)
+GATE := $(ALL)/bin/python tests/gate.py
+NOTEBOOKS ?=
+
+.PHONY: help book test check unit nbval notebooks lab test-portability clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make book              build the book and print the page to open (no torch)'
+	@echo 'make test              everything that CI checks: check, unit, nbval, book, links'
+	@echo 'make notebooks         execute every notebook in place and store its outputs;'
+	@echo '                       NOTEBOOKS="book/maze.ipynb" names the ones to execute'
+	@echo 'make lab               open the notebooks in JupyterLab'
+	@echo 'make check             ruff and mypy'
+	@echo 'make unit              the unit tests and the rules for notebooks'
+	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
+	@echo 'make test-portability  nbval as other processors and thread counts compute'
+	@echo 'make clean             remove what was built; the environments stay'
+
+book: $(BOOK_READY)
+	@$(BOOK)/bin/python tests/gate.py book
+
+test: $(ALL_READY)
+	@$(GATE) check unit notebooks book site
+
+check: $(ALL_READY)
+	@$(GATE) check
+
+unit: $(ALL_READY)
+	@$(GATE) unit
+
+nbval: $(ALL_READY)
+	@$(GATE) notebooks
+
+test-portability: $(ALL_READY)
+	@$(GATE) portability
+
+notebooks: $(ALL_READY)
+	@$(ALL)/bin/python tests/run_notebooks.py $(NOTEBOOKS)
+
+lab: $(ALL_READY)
+	@$(ALL)/bin/jupyter lab book
+
+clean:
+	@rm -rf _build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+	@echo 'Removed what was built. To remove the environments: rm -rf $(ALL) $(BOOK)'
+
+# $(call environment,FOLDER,LIST): an environment with exactly the packages of a list.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "RL Notes needs Python 3.11 to 3.13. Choose one: make PYTHON=python3.12 ...")'
+	@echo 'Installing $(2) into $(1), once, with Python $(VERSION) ...'
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -r $(2)
+endef
+
+$(BOOK_READY): requirements-book.txt
+	$(call environment,$(BOOK),requirements-book.txt)
+	@touch $@
+
+# The working tree comes last on the path of this environment: there for JupyterLab
+# and for a test run by hand, and behind the wheel that the gate puts first.
+$(ALL_READY): requirements.txt requirements-book.txt
+	$(call environment,$(ALL),requirements.txt)
+	@$(ALL)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
+	  "rl_notes_working_tree.pth").write_text("$(CURDIR)\n", encoding="utf-8")'
+	@touch $@

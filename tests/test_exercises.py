@@ -1,0 +1,372 @@
+"""Each checker, with right answers, the mistakes that it names, and nonsense."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from rl_notes import exercises
+
+
+Function = Callable[..., Any]
+
+
+class Exercise(NamedTuple):
+    check: Function
+    right: list[Function]
+    mistakes: dict[str, Function]
+    wrong_shape: Function
+
+
+# The discounted return
+
+
+def by_horner(rewards, gamma):
+    total = 0.0
+    for reward in reversed(rewards):
+        total = reward + gamma * total
+    return total
+
+
+def by_numpy(rewards, gamma):
+    return np.dot(rewards, gamma ** np.arange(len(rewards)))
+
+
+def from_one(rewards, gamma):
+    return gamma * by_horner(rewards, gamma)
+
+
+def backwards(rewards, gamma):
+    return by_horner(rewards[::-1], gamma)
+
+
+def linear(rewards, gamma):
+    return sum(gamma * t * r for t, r in enumerate(rewards))
+
+
+# The success rate
+
+
+def ended_share(episodes):
+    return float(np.mean([ended for _, ended in episodes]))
+
+
+def ended_loop(episodes):
+    arrived = 0
+    for _, ended in episodes:
+        if ended:
+            arrived += 1
+    return arrived / len(episodes)
+
+
+def positive_share(episodes):
+    return float(np.mean([sum(rewards) > 0 for rewards, _ in episodes]))
+
+
+def cut_share(episodes):
+    return 1 - ended_share(episodes)
+
+
+def ended_count(episodes):
+    return len([1 for _, ended in episodes if ended])
+
+
+# Action values
+
+
+def look_ahead(p, r, v, gamma):
+    return r + gamma * torch.einsum("sat,t->sa", p, v)
+
+
+def look_ahead_in_loops(p, r, v, gamma):
+    q = r.clone()
+    for s, a in np.ndindex(*r.shape):
+        q[s, a] += gamma * (p[s, a] * v).sum()
+    return q.tolist()
+
+
+# Value iteration
+
+
+def solve(p, r, gamma, backup):
+    v = torch.zeros(len(r)).double()
+    for _ in range(300):
+        v = backup(p, r, gamma, v)
+    return v
+
+
+def best_backup(p, r, gamma, v):
+    return torch.max(r + gamma * torch.einsum("sat,t->sa", p, v), dim=1).values
+
+
+def hopeful_backup(p, r, gamma, v):
+    return (r + gamma * (p * v).max(dim=2).values).max(dim=1).values
+
+
+def random_backup(p, r, gamma, v):
+    return (r + gamma * p @ v).mean(dim=1)
+
+
+# The gradient of log pi
+
+
+def by_autograd(z, a):
+    z = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(z.log_softmax(0)[a], z)
+    return gradient
+
+
+def in_closed_form(z, a):
+    gradient = -torch.exp(z) / torch.exp(z).sum()
+    gradient[a] += 1
+    return gradient
+
+
+def one_logit_only(z, a):
+    gradient = torch.zeros_like(z)
+    gradient[a] = 1 - z.softmax(0)[a]
+    return gradient
+
+
+def of_the_probability(z, a):
+    z = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(z.softmax(0)[a], z)
+    return gradient
+
+
+def logits_for_probabilities(z, a):
+    gradient = -z.clone()
+    gradient[a] += 1
+    return gradient
+
+
+# Returns to go
+
+
+def to_go(rewards, gamma):
+    returns, following = [], 0.0
+    for reward in reversed(rewards):
+        following = reward + gamma * following
+        returns.insert(0, following)
+    return returns
+
+
+def without_own(rewards, gamma):
+    return [g - r for g, r in zip(to_go(rewards, gamma), rewards, strict=True)]
+
+
+# Baselines
+
+
+def leave_one_out(rewards, actions):
+    others = [torch.arange(len(rewards)) != n for n in range(len(rewards))]
+    return rewards - torch.stack([rewards[other].mean() for other in others])
+
+
+def per_action(rewards, actions):
+    means = {int(a): rewards[actions == a].mean() for a in actions.unique()}
+    return rewards - torch.stack([means[int(a)] for a in actions])
+
+
+EXERCISES = {
+    "discounted_return": Exercise(
+        exercises.check_discounted_return,
+        right=[by_horner, by_numpy, lambda r, g: torch.tensor(by_horner(r, g))],
+        mistakes={
+            "plain sum": lambda rewards, gamma: sum(rewards),
+            r"gamma\*\*0 = 1": from_one,
+            "wrong end": backwards,
+            r"not by t \* gamma": linear,
+        },
+        wrong_shape=lambda rewards, gamma: [by_horner(rewards, gamma)],
+    ),
+    "success_rate": Exercise(
+        exercises.check_success_rate,
+        right=[ended_share, ended_loop],
+        mistakes={
+            "Look at terminated, not at the sum": positive_share,
+            "the other way round": cut_share,
+            "Divide by how many": ended_count,
+        },
+        wrong_shape=lambda episodes: [float(ended) for _, ended in episodes],
+    ),
+    "action_values": Exercise(
+        exercises.check_action_values,
+        right=[look_ahead, look_ahead_in_loops],
+        mistakes={
+            "discount is missing": lambda p, r, v, g: look_ahead(p, r, v, 1.0),
+            "reward of this step is not discounted": (
+                lambda p, r, v, g: g * look_ahead(p, r, v, 1.0)
+            ),
+            "reward of the step itself is missing": (
+                lambda p, r, v, g: look_ahead(p, 0 * r, v, g)
+            ),
+            "cannot choose the best next state": (
+                lambda p, r, v, g: r + g * (p * v).max(dim=2).values
+            ),
+            "Weigh the values by the probabilities": (
+                lambda p, r, v, g: look_ahead(torch.ones_like(p), r, v, g)
+            ),
+        },
+        wrong_shape=lambda p, r, v, g: look_ahead(p, r, v, g).T,
+    ),
+    "value_iteration": Exercise(
+        exercises.check_value_iteration,
+        right=[lambda p, r, g: solve(p, r, g, best_backup)],
+        mistakes={
+            "max is taken over next states": (
+                lambda p, r, g: solve(p, r, g, hopeful_backup)
+            ),
+            "averages over the actions": lambda p, r, g: solve(p, r, g, random_backup),
+            "one sweep from zero": (
+                lambda p, r, g: best_backup(p, r, g, torch.zeros(len(r)).double())
+            ),
+        },
+        wrong_shape=lambda p, r, g: solve(p, r, g, best_backup)[:, None],
+    ),
+    "log_gradient": Exercise(
+        exercises.check_log_gradient,
+        right=[by_autograd, in_closed_form],
+        mistakes={
+            "sign is turned": lambda z, a: -by_autograd(z, a),
+            "All logits move": one_logit_only,
+            r"divide by pi\(a\)": of_the_probability,
+            "not the logits": logits_for_probabilities,
+        },
+        wrong_shape=lambda z, a: by_autograd(z, a)[a],
+    ),
+    "returns_to_go": Exercise(
+        exercises.check_returns_to_go,
+        right=[to_go, lambda r, g: torch.tensor(to_go(r, g)).double()],
+        mistakes={
+            "return of the whole episode": (
+                lambda r, g: [by_horner(r, g) for _ in r]
+            ),
+            "Count from the step itself": (
+                lambda r, g: [g**t * x for t, x in enumerate(to_go(r, g))]
+            ),
+            "back to front": lambda r, g: list(reversed(to_go(r, g))),
+            "discount is not used": lambda r, g: np.cumsum(r[::-1])[::-1].tolist(),
+            "own reward is missing": lambda r, g: [*to_go(r, g)[1:], 0.0],
+        },
+        wrong_shape=lambda r, g: by_horner(r, g),
+    ),
+    "baseline": Exercise(
+        exercises.check_baseline,
+        right=[leave_one_out],
+        mistakes={
+            "differs from action to action": per_action,
+            "part of its own mean": lambda r, a: r - r.sum() / len(r),
+            "sign is turned": lambda r, a: -leave_one_out(r, a),
+        },
+        wrong_shape=lambda r, a: leave_one_out(r, a)[:, None],
+    ),
+}
+every_exercise = pytest.mark.parametrize(
+    "exercise", EXERCISES.values(), ids=EXERCISES
+)
+NONSENSE = {
+    "zero": 0.0,
+    "text": "forty-two",
+    "list": [1.0, "a"],
+    "dict": {},
+    "nan": math.nan,
+    "empty": [],
+    "ragged": [[1.0], [1.0, 2.0]],
+    "tensor": torch.zeros(2, 2, 2),
+    "function": print,
+}
+RIGHT = [
+    pytest.param(exercise, answer, id=f"{name}-{index}")
+    for name, exercise in EXERCISES.items()
+    for index, answer in enumerate(exercise.right)
+]
+WRONG = [
+    pytest.param(exercise, mistake, answer, id=f"{name}-{index}")
+    for name, exercise in EXERCISES.items()
+    for index, (mistake, answer) in enumerate(exercise.mistakes.items())
+]
+
+
+def test_no_checker_is_forgotten():
+    public = {name for name in vars(exercises) if name.startswith("check_")}
+    assert public == {f"check_{name}" for name in EXERCISES}
+
+
+@pytest.mark.parametrize(("exercise", "answer"), RIGHT)
+def test_a_right_answer_is_called_right(exercise, answer, capsys):
+    exercise.check(answer)
+    assert capsys.readouterr().out == "Right.\n"
+
+
+@pytest.mark.parametrize(("exercise", "mistake", "answer"), WRONG)
+def test_a_likely_mistake_is_named(exercise, mistake, answer, capsys):
+    exercise.check(answer)
+    out = capsys.readouterr().out
+    assert out.startswith("Not yet. ")
+    assert len(out.splitlines()) == 1
+    assert re.search(mistake, out), out
+
+
+@every_exercise
+def test_no_mistake_is_listed_that_is_not_tried_here(exercise, monkeypatch):
+    listed = []
+
+    def spy(*arguments, mistakes, **others):
+        listed.extend(mistakes)
+
+    monkeypatch.setattr(exercises, "_judge", spy)
+    exercise.check(exercise.right[0])
+    assert len(listed) == len(exercise.mistakes)
+
+
+@every_exercise
+@pytest.mark.parametrize("stub", [None, ...])
+def test_a_stub_gets_no_answer(exercise, stub, capsys):
+    exercise.check(lambda *arguments: stub)
+    assert capsys.readouterr().out == ""
+
+
+@every_exercise
+@pytest.mark.parametrize("value", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_not_yet_right(exercise, value, capsys):
+    exercise.check(lambda *arguments: value)
+    out = capsys.readouterr().out
+    assert out.startswith("Not yet. For ")
+    assert "right is" in out
+
+
+@every_exercise
+def test_the_right_numbers_in_another_shape_are_not_yet_right(exercise, capsys):
+    exercise.check(exercise.wrong_shape)
+    assert capsys.readouterr().out.startswith("Not yet. ")
+
+
+@every_exercise
+def test_almost_right_is_not_right(exercise, capsys):
+    def almost(*arguments):
+        return torch.as_tensor(exercise.right[0](*arguments)) + 1e-3
+
+    exercise.check(almost)
+    assert capsys.readouterr().out.startswith("Not yet. ")
+
+
+@every_exercise
+def test_half_an_answer_is_not_yet_right(exercise, capsys):
+    calls = []
+
+    def first_only(*arguments):
+        calls.append(arguments)
+        return exercise.right[0](*arguments) if len(calls) == 1 else None
+
+    exercise.check(first_only)
+    assert "you gave None, right is" in capsys.readouterr().out
+
+
+def test_an_error_in_the_answer_is_the_readers_to_see():
+    with pytest.raises(ZeroDivisionError):
+        exercises.check_discounted_return(lambda rewards, gamma: 1 / 0)

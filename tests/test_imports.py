@@ -1,0 +1,134 @@
+"""What imports what: the updates know no world, and importing changes nothing."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gate import ROOT, built_site, environment
+
+PACKAGE = ROOT / "rl_notes"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+WORLDS = ("gymnasium", "rl_notes.maze", "rl_notes.language")
+# The names that chapters and other people's code import (design, section 4). Add a
+# module's names here with the module.
+PUBLIC = {
+    "rl_notes.maze": ["MazeEnv", "MazeVectorEnv"],
+    "rl_notes.dynamic_programming": [
+        *("value_iteration", "policy_evaluation", "action_values"),
+        *("advantages", "occupancy", "expected_return"),
+    ],
+    "rl_notes.policies": ["TabularPolicy", "MLPPolicy", "action_logprobs", "entropy"],
+    "rl_notes.trajectories": ["Trajectories", "with_scores"],
+    "rl_notes.rollouts": ["rollout"],
+    "rl_notes.advantages": ["returns_to_go", "discount_weights"],
+    "rl_notes.divergences": ["kl_exact"],
+    "rl_notes.device": ["pick_device"],
+    "rl_notes.objectives": [
+        *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
+    ],
+    "rl_notes.updates": ["reinforce_update", "UpdateStats"],
+    "rl_notes.plotting": [],
+    "rl_notes.exercises": [],
+}
+SEEDS = {
+    *("torch.manual_seed", "torch.random.manual_seed", "torch.cuda.manual_seed_all"),
+    *("np.random.seed", "numpy.random.seed", "random.seed", "manual_seed", "seed"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Yield every module that a source imports, also inside its functions.
+
+    `from a import b` yields `a` and `a.b`, since `b` may be a module.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(parents if node.level else []), node.module or ""])
+            yield base.rstrip(".")
+            yield from (f"{base.rstrip('.')}.{alias.name}" for alias in node.names)
+
+
+def reachable(start: str) -> dict[str, set[str]]:
+    """Follow the package's own imports; map each module to what it imports."""
+    sources = {module_name(path): path for path in MODULES}
+    found: dict[str, set[str]] = {}
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name not in sources or name == "rl_notes":
+            continue
+        path = sources[name]
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[name] = set(imported(tree, package))
+        waiting += found[name]
+    return found
+
+
+def called(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+def test_imports_are_seen_wherever_they_stand():
+    source = (
+        "import a.b\nfrom .e import f\nfrom . import g\ndef h():\n    from c import d"
+    )
+    assert set(imported(ast.parse(source), "p.q")) == {
+        *("a.b", "c", "c.d", "p.q.e", "p.q.e.f", "p.q", "p.q.g")
+    }
+    assert "rl_notes.maze" in reachable("rl_notes.maze")
+    assert "gymnasium" in reachable("rl_notes.maze")["rl_notes.maze"]
+
+
+def test_no_import_reachable_from_the_updates_names_a_world():
+    found = reachable("rl_notes.updates")
+    assert len(found) > 1
+    known = {
+        f"{module} imports {name}"
+        for module, names in found.items()
+        for name in names
+        if any(name == world or name.startswith(f"{world}.") for world in WORLDS)
+    }
+    assert known == set()
+
+
+def test_importing_the_updates_loads_no_world():
+    ask = "import rl_notes.updates, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ask],
+        env=environment(built_site()),
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+    )
+    loaded = done.stdout.split()
+    assert "rl_notes.updates" in loaded
+    assert not {"rl_notes.maze", "rl_notes.language"} & set(loaded)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_can_be_imported(module: str):
+    there = importlib.import_module(module)
+    assert [name for name in PUBLIC[module] if not hasattr(there, name)] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_module_neither_prints_nor_sets_a_global_seed(path: Path):
+    calls = set(called(ast.parse(path.read_text(encoding="utf-8"))))
+    # A checker answers the reader in the notebook: printing is all it does.
+    forbidden = SEEDS if path.name == "exercises.py" else {"print", *SEEDS}
+    assert calls & forbidden == set()

@@ -1,0 +1,127 @@
+from functools import partial
+
+import pytest
+import torch
+from batches import seeded
+
+from rl_notes.objectives import (
+    mean_over_sequences,
+    mean_over_tokens,
+    sum_over_constant,
+)
+
+NAN, INF = float("nan"), float("inf")
+AGGREGATIONS = {
+    "tokens": mean_over_tokens,
+    "sequences": mean_over_sequences,
+    "constant": partial(sum_over_constant, constant=8.0),
+}
+every_aggregation = pytest.mark.parametrize(
+    "aggregate", AGGREGATIONS.values(), ids=AGGREGATIONS
+)
+# Three rows: of 3 steps, of 1 step, and of 2 steps after a prompt.
+MASK = torch.tensor(
+    [[True, True, True, False], [True, False, False, False], [False, True, True, False]]
+)
+X = torch.tensor([[1.0, 2.0, 6.0, 0.0], [4.0, 0.0, 0.0, 0.0], [0.0, 3.0, -1.0, 0.0]])
+
+
+def random_x(seed):
+    return torch.randn(3, 4, generator=seeded(seed), dtype=torch.float64)
+
+
+def test_values_by_hand():
+    # Sums 9, 4, 2 over 3, 1, 2 steps.
+    assert float(mean_over_tokens(X, MASK)) == 15 / 6
+    assert float(mean_over_sequences(X, MASK)) == pytest.approx((3 + 4 + 1) / 3)
+    assert float(sum_over_constant(X, MASK, constant=8.0)) == 15 / 8
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("tokens", [[1 / 6] * 3, [1 / 6], [1 / 6] * 2]),
+        ("sequences", [[1 / 9] * 3, [1 / 3], [1 / 6] * 2]),
+        ("constant", [[1 / 8] * 3, [1 / 8], [1 / 8] * 2]),
+    ],
+)
+def test_what_each_step_weighs(name, weights):
+    x = random_x(0).requires_grad_()
+    AGGREGATIONS[name](x, MASK).backward()
+    expected = [*weights[0], 0, weights[1][0], 0, 0, 0, 0, *weights[2], 0]
+    assert x.grad.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@every_aggregation
+def test_aggregations_are_linear(aggregate):
+    x, y = random_x(0), random_x(1)
+    together = aggregate(2.5 * x - 4 * y, MASK)
+    apart = 2.5 * aggregate(x, MASK) - 4 * aggregate(y, MASK)
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+
+
+@every_aggregation
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30])
+def test_what_stands_beyond_the_mask_never_enters(aggregate, garbage):
+    x = torch.where(MASK, X, garbage).requires_grad_()
+    clean = X.clone().requires_grad_()
+    value, expected = aggregate(x, MASK), aggregate(clean, MASK)
+    assert value.item() == expected.item()
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(x.grad, clean.grad, rtol=0, atol=0)
+
+
+@every_aggregation
+def test_padding_and_the_order_of_rows_change_nothing(aggregate):
+    wide, wide_mask = torch.zeros(3, 9), torch.zeros(3, 9, dtype=torch.bool)
+    wide[:, :4], wide_mask[:, :4] = X, MASK
+    order = torch.tensor([2, 0, 1])
+    expected = float(aggregate(X, MASK))
+    assert float(aggregate(wide, wide_mask)) == pytest.approx(expected)
+    assert float(aggregate(X[order], MASK[order])) == pytest.approx(expected)
+
+
+def test_parts_of_a_batch_add_up():
+    x = random_x(2)
+    parts = [slice(0, 1), slice(1, 3)]
+    whole = sum_over_constant(x, MASK, constant=3.0)
+    summed = sum(sum_over_constant(x[p], MASK[p], constant=3.0) for p in parts)
+    torch.testing.assert_close(whole, summed, rtol=1e-12, atol=1e-12)
+    per_row = mean_over_sequences(x[:1], MASK[:1]) / 3
+    per_row = per_row + mean_over_sequences(x[1:], MASK[1:]) * 2 / 3
+    torch.testing.assert_close(
+        mean_over_sequences(x, MASK), per_row, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_an_empty_row_counts_as_zero():
+    x = torch.tensor([[2.0, 4.0], [5.0, 7.0]], requires_grad=True)
+    mask = torch.tensor([[True, True], [False, False]])
+    value = mean_over_sequences(x, mask)
+    assert value.item() == 1.5  # (3 + 0) / 2
+    value.backward()
+    assert x.grad.tolist() == [[0.25, 0.25], [0.0, 0.0]]
+    assert mean_over_tokens(x, mask).item() == 3
+
+
+@every_aggregation
+def test_a_mask_without_a_step_is_refused(aggregate):
+    with pytest.raises(ValueError, match="selects no step at all"):
+        aggregate(X, torch.zeros_like(MASK))
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@every_aggregation
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3), (3, 2), ()])
+def test_shapes_that_would_broadcast_are_refused(aggregate, shape):
+    # The mask is square: one number per row would broadcast along the wrong axis.
+    square = torch.ones(3, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="One number per step is needed"):
+        aggregate(torch.ones(shape), square)
+
+
+@pytest.mark.parametrize("constant", [0.0, -2.0])
+def test_the_constant_must_be_positive(constant):
+    with pytest.raises(ValueError, match=f"must be positive, but it is {constant}"):
+        sum_over_constant(X, MASK, constant=constant)
