@@ -76,7 +76,8 @@ def action_logprobs(
 ) -> Float[Tensor, "N T"]:
     """Log-probability of every stored action: log pi(a_t | s_t), 0 where mask is False.
 
-    The last observation s_T is left out: no action was taken there.
+    Its gradient is what the policy gradient weighs (log-derivative). The last
+    observation s_T is left out: no action was taken there.
     """
     logits = policy(states(trajectories))  # [N, T, A]
     # What is stored beyond the mask need not be a valid action: gather must not see it.

@@ -19,10 +19,10 @@ def random_start(tables, seed):
 class Chain:
     """States 0, 1 and the end, 2. Action 0 stays, action 1 goes on."""
 
-    transitions = torch.tensor(
-        [[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]]]
-    ).double()
     # What the tables say about the end itself must not count.
+    transitions = torch.tensor(
+        [[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0]]]
+    ).double()
     rewards = torch.tensor([[0.0, -1.0], [2.0, 10.0], [50.0, 60.0]]).double()
     terminal = torch.tensor([False, False, True])
 
@@ -235,7 +235,12 @@ every_solver = pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
 def test_logits_are_refused(solve):
     negative = torch.tensor([[2.0, -1.0], [0.5, 0.5], [0.5, 0.5]])
     too_much = torch.tensor([[0.5, 0.6], [0.5, 0.5], [0.5, 0.5]])
-    for logits in (torch.zeros(3, 2), negative, too_much, torch.full((3, 2), torch.nan)):
+    for logits in (
+        torch.zeros(3, 2),
+        negative,
+        too_much,
+        torch.full((3, 2), torch.nan),
+    ):
         with pytest.raises(ValueError, match=r"Did you pass logits\?"):
             solve(Chain(), logits, discount=0.9)
 

@@ -11,7 +11,6 @@ import torch
 
 from rl_notes import exercises
 
-
 Function = Callable[..., Any]
 
 
@@ -243,9 +242,7 @@ EXERCISES = {
         exercises.check_returns_to_go,
         right=[to_go, lambda r, g: torch.tensor(to_go(r, g)).double()],
         mistakes={
-            "return of the whole episode": (
-                lambda r, g: [by_horner(r, g) for _ in r]
-            ),
+            "return of the whole episode": (lambda r, g: [by_horner(r, g) for _ in r]),
             "Count from the step itself": (
                 lambda r, g: [g**t * x for t, x in enumerate(to_go(r, g))]
             ),
@@ -266,9 +263,7 @@ EXERCISES = {
         wrong_shape=lambda r, a: leave_one_out(r, a)[:, None],
     ),
 }
-every_exercise = pytest.mark.parametrize(
-    "exercise", EXERCISES.values(), ids=EXERCISES
-)
+every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 NONSENSE = {
     "zero": 0.0,
     "text": "forty-two",

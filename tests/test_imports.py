@@ -31,6 +31,13 @@ PUBLIC = {
         *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
     ],
     "rl_notes.updates": ["reinforce_update", "UpdateStats"],
+    "rl_notes.language.arithmetic": [
+        *("questions", "question", "numbers", "is_held_out", "Example", "documents"),
+        *("direct_answer", "worked_answer", "supervised_examples"),
+        *("is_right", "follows_form", "shows_work", "asks_again"),
+        *("accuracy_reward", "form_reward"),
+    ],
+    "rl_notes.language.tokenizer": ["build", "encode", "answer_text"],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],
 }

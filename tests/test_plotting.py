@@ -72,10 +72,13 @@ def test_every_wall_is_drawn_where_it_stands(ax):
         }
         expected.add(frozenset(ends[way]))
     assert segments(ax) == expected
-    assert all(len(c.get_segments()) == WALLS.sum() for c in of_kind(ax, LineCollection))
+    assert all(
+        len(c.get_segments()) == WALLS.sum() for c in of_kind(ax, LineCollection)
+    )
     # Rows go down the page.
     bottom, top = ax.get_ylim()
-    assert bottom > 2 > 0 > top
+    assert bottom > 2
+    assert top < 0
 
 
 def test_the_exit_is_named_at_the_bottom_right(ax):

@@ -99,6 +99,16 @@ def test_the_first_network_is_almost_uniform_but_not_quite():
     assert 1e-4 < (probabilities - 1 / 3).abs().max() < 0.02
 
 
+def test_a_network_saturates_inside_and_not_at_its_end():
+    observations = torch.randn(1, 50, 6, generator=seeded(1))
+    policy = network()
+    small, large = policy(observations), policy(10 * observations)
+    assert large.abs().mean() < 6 * small.abs().mean()
+    with torch.no_grad():
+        policy.layers[-1].weight *= 1e4
+    assert policy(observations).abs().max() > 10
+
+
 def test_hidden_layers_keep_the_size_of_what_passes_through():
     layers = [m for m in network(hidden=(4, 4)).layers if hasattr(m, "weight")]
     for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), 0.01), strict=True):

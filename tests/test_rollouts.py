@@ -166,6 +166,16 @@ def test_no_step_of_an_automatic_reset_is_stored(mode):
             assert (getattr(batch, name)[n, length:] == 0).all()
 
 
+@MODES
+def test_an_environment_may_write_each_observation_over_the_last(mode):
+    firsts = [lambda: Stairs(limit=40)] * 8
+    batches = [
+        play(SyncVectorEnv(firsts, autoreset_mode=mode, copy=copy), Undecided())
+        for copy in (True, False)
+    ]
+    assert same(*batches)
+
+
 def test_every_reset_gets_seeds_of_its_own_from_the_generator():
     seeds = []
     env = SyncVectorEnv([lambda: Stairs(seeds=seeds)] * 2)
@@ -290,9 +300,7 @@ def test_without_starts_every_row_is_a_group_of_its_own():
 
 
 def test_starts_are_shared_by_a_group_across_rounds():
-    batch = play(
-        mazes(3), table_policy(16), episodes=6, starts=[0, 7, 9], group_size=2
-    )
+    batch = play(mazes(3), table_policy(16), episodes=6, starts=[0, 7, 9], group_size=2)
     assert batch.observations[:, 0].tolist() == [0, 0, 7, 7, 9, 9]
     assert batch.groups.tolist() == [0, 0, 1, 1, 2, 2]
 

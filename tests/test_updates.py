@@ -69,9 +69,7 @@ def oracle():
     generator = seeded(0)
     found = {"plain": [], "baseline": [], "unweighted": []}
     for _ in range(PARTS):
-        batch = rollout(
-            env, policy, episodes=PART, discount=GAMMA, generator=generator
-        )
+        batch = rollout(env, policy, episodes=PART, discount=GAMMA, generator=generator)
         returns, weights = returns_to_go(batch), discount_weights(batch)
         baseline = values[batch.observations[:, :-1]]
         for name, advantages in {
@@ -163,6 +161,37 @@ def test_what_an_update_reports_by_hand():
     assert stats.entropy == pytest.approx((2 * spread[0] + spread[1]) / 3, rel=1e-9)
 
 
+class Louder(torch.nn.Module):
+    """The same logits everywhere, ten times larger in state 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, observations):
+        return self.logits * torch.where(observations == 0, 10.0, 1.0)[..., None]
+
+
+def test_states_without_a_step_are_not_measured():
+    policy = Louder()
+    batch = random_batch([1, 1], prompts=[0, 2], steps=3, actions=2)
+    batch = replace(batch, observations=torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0]]))
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    stats = reinforce_update(policy, optimizer, batch, random_advantages(batch))
+    assert stats.kl_max > 1e-3
+    assert stats.kl_mean == pytest.approx(stats.kl_max, rel=1e-9)
+    assert stats.entropy == pytest.approx(float(entropy(policy.logits.detach())))
+
+
+def test_the_norm_is_that_of_all_gradients_together():
+    policy = MLPPolicy(5, 3, hidden=(4,), generator=seeded(0))
+    batch = random_batch([3, 2])
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    stats = reinforce_update(policy, optimizer, batch, random_advantages(batch))
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert stats.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
 def test_a_good_action_becomes_more_likely_and_a_bad_one_less():
     policy, batch, _ = two_rows()
     for sign in (1.0, -1.0):
@@ -186,15 +215,6 @@ def test_the_gradient_is_not_added_to_the_one_before():
     policy.logits.grad = torch.full_like(policy.logits, 100.0)
     gradient, _ = gradient_step(policy, batch, advantages)
     assert float(gradient.abs().max()) == pytest.approx(1.15, abs=1e-6)
-
-
-def test_no_gradient_flows_into_the_advantages():
-    policy, batch, advantages = two_rows()
-    plain, _ = gradient_step(policy, batch, advantages)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    reinforce_update(policy, optimizer, batch, advantages.requires_grad_())
-    assert plain.abs().sum() > 0
-    assert not any(p.requires_grad and p.grad is None for p in policy.parameters())
 
 
 # What must not matter
@@ -246,7 +266,9 @@ def test_parts_of_a_batch_add_up():
     whole, _ = gradient_step(tabular(), batch, advantages)
     parts = [torch.tensor([0]), torch.tensor([1, 2, 3])]
     summed = sum(
-        len(rows) / 4 * gradient_step(tabular(), batch.select(rows), advantages[rows])[0]
+        len(rows)
+        / 4
+        * gradient_step(tabular(), batch.select(rows), advantages[rows])[0]
         for rows in parts
     )
     torch.testing.assert_close(whole, summed, rtol=0, atol=1e-12)
@@ -294,7 +316,9 @@ def test_no_step_is_taken_along_a_gradient_that_is_not_finite(value, make):
         policy.logits[:, 1] = value
     before = policy.logits.detach().clone()
     optimizer = make(policy.parameters(), lr=1.0)
-    with pytest.raises(ValueError, match="gradient is not finite, so no step was taken"):
+    with pytest.raises(
+        ValueError, match="gradient is not finite, so no step was taken"
+    ):
         reinforce_update(policy, optimizer, batch, random_advantages(batch))
     torch.testing.assert_close(policy.logits, before, rtol=0, atol=0, equal_nan=True)
 
@@ -309,7 +333,7 @@ def states_as_a_table(policy):
 
 @pytest.mark.parametrize("kind", ["table", "network"])
 def test_a_robot_finds_the_shortest_way_from_everywhere(kind):
-    # All 32 starts, 40 updates of 128 episodes. Measured with seeds 0 to 4.
+    # From all 32 starts, in 80 updates of 128 episodes; so it was with seeds 0 to 5.
     maze, gamma = MazeEnv(size=3), 0.95
     starts = torch.arange(36)[~maze.terminal].tolist()
     env = MazeVectorEnv(128, size=3, max_episode_steps=60)
@@ -319,7 +343,7 @@ def test_a_robot_finds_the_shortest_way_from_everywhere(kind):
         policy, lr = MLPPolicy(36, 3, hidden=(32,), generator=seeded(0)), 0.02
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     generator, baseline = seeded(0), torch.zeros(36)
-    for _ in range(40):
+    for _ in range(80):
         batch = rollout(
             env,
             policy,
@@ -346,7 +370,7 @@ def test_a_robot_finds_the_shortest_way_from_everywhere(kind):
 
 def test_a_cart_learns_to_balance():
     # A random cart lasts about 22 steps. Within 30 updates of 32 episodes, one batch
-    # lasts more than 200 on average. Measured: after 12 to 21, with seeds 0 to 4.
+    # lasts more than 200 on average. Measured: after 9 to 11, with seeds 0 to 4.
     env = gymnasium.make_vec("CartPole-v1", num_envs=16)
     generator = seeded(0)
     policy = MLPPolicy(4, 2, generator=generator)
