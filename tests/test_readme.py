@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gate import ROOT, built_site, environment
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Runs the blocks one after the other, as a reader would paste them.
 DRIVER = """
 import contextlib, io, json, sys
