@@ -71,6 +71,32 @@ class MLPPolicy(nn.Module):
         return logits
 
 
+class TransformerPolicy(nn.Module):
+    """A causal language model: the state is the prefix, the action is the next token.
+
+    `model` is any causal language model of `transformers`. Its logits are divided by
+    `temperature`, which is part of the policy: whoever samples from this policy and
+    whoever scores with it see the same distribution.
+
+    Rows are padded on the right, so that no position sees padding before its row ends.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature must be positive, but it is {temperature}. For the most "
+                "likely token use a small one, such as 1e-3."
+            )
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T A"]:
+        """Logits of the next token after each prefix `observations[:, : t + 1]`."""
+        logits: Tensor = self.model(input_ids=observations, use_cache=False).logits
+        return logits / self.temperature
+
+
 def action_logprobs(
     policy: nn.Module, trajectories: Trajectories
 ) -> Float[Tensor, "N T"]:

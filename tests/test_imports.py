@@ -32,8 +32,8 @@ PUBLIC = {
     ],
     "rl_notes.updates": ["reinforce_update", "UpdateStats"],
     "rl_notes.language.arithmetic": [
-        *("questions", "question", "numbers", "is_held_out", "Example", "documents"),
-        *("direct_answer", "worked_answer", "supervised_examples"),
+        *("questions", "question_of", "numbers", "is_held_out", "documents"),
+        *("direct_answer", "worked_answer", "supervised_examples", "Example"),
         *("is_right", "follows_form", "shows_work", "asks_again"),
         *("accuracy_reward", "form_reward"),
     ],

@@ -170,6 +170,7 @@ def test_numbered_and_amsmath_equations_stay_what_they_are(pages: dict[str, Page
     assert plain(first) == r"\[a \\ b \tag{page}\]"
     assert plain(aligned) == r"\[\begin{align*} c &= d \\ e &= f \end{align*}\]"
     assert "E = mc^2" in numbered
+    assert "(1)" in numbered
     assert numbered.count(r"\[") == 1  # not wrapped twice
 
 
