@@ -13,7 +13,7 @@ TAG = re.compile(r"\\tag\{([^}]*)\}")
 ENTRY = re.compile(
     r"^\*\*\((?P<name>[^)]*)\)\*\* .*\n"
     r": \[.*\]\((?P<chapter>\w+)\.ipynb\)\. "
-    r"Code: `(?P<code>[\w.]+)`\. Test: `(?P<test>[\w.]+)`\.$",
+    r"Code: `(?P<code>[\w.]+)`\. Test: `(?P<test>[\w.]+)`$",
     re.MULTILINE,
 )
 PAGE = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
