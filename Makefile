@@ -14,7 +14,7 @@ ALL_READY := $(ALL)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
 NOTEBOOKS ?=
 
-.PHONY: help book test check unit nbval notebooks lab test-portability clean
+.PHONY: help book test check unit nbval notebooks figures lab test-portability clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -23,6 +23,7 @@ help:
 	@echo 'make test              everything that CI checks: check, unit, nbval, book, links'
 	@echo 'make notebooks         execute every notebook in place and store its outputs;'
 	@echo '                       NOTEBOOKS="book/maze.ipynb" names the ones to execute'
+	@echo 'make figures           draw the picture of the first page again'
 	@echo 'make lab               open the notebooks in JupyterLab'
 	@echo 'make check             ruff and mypy'
 	@echo 'make unit              the unit tests and the rules for notebooks'
@@ -50,6 +51,9 @@ test-portability: $(ALL_READY)
 
 notebooks: $(ALL_READY)
 	@$(ALL)/bin/python tests/run_notebooks.py $(NOTEBOOKS)
+
+figures: $(ALL_READY)
+	@OMP_NUM_THREADS=1 $(ALL)/bin/python book/figures.py
 
 lab: $(ALL_READY)
 	@$(ALL)/bin/jupyter lab book
