@@ -32,6 +32,7 @@ def snapshots(size: int = 5) -> list[Tensor]:
     policy = TabularPolicy(4 * size * size, 3)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(0)
+    baseline = torch.zeros(4 * size * size)
     taken = []
     for update in range(SNAPSHOTS[-1] + 1):
         if update in SNAPSHOTS:
@@ -44,7 +45,14 @@ def snapshots(size: int = 5) -> list[Tensor]:
             generator=generator,
             starts=starts,
         )
-        reinforce_update(policy, optimizer, trajectories, returns_to_go(trajectories))
+        states = trajectories.observations[:, :-1]
+        last = trajectories.observations.gather(1, trajectories.lengths[:, None])[:, 0]
+        returns = returns_to_go(trajectories, final_values=baseline[last])
+        advantages = returns - baseline[states]
+        reinforce_update(policy, optimizer, trajectories, advantages)
+        seen, error = states[trajectories.mask], advantages[trajectories.mask]
+        total = torch.zeros_like(baseline).index_add(0, seen, error)
+        baseline = baseline + 0.5 * total / seen.bincount(minlength=len(total)).clamp(1)
     return taken
 
 
@@ -52,7 +60,7 @@ def main() -> None:
     """Draw and save."""
     plt.style.use(plotting.STYLE)
     walls = gymnasium.make("rl_notes/Maze-v0").unwrapped.walls
-    figure, axes = plt.subplots(1, len(SNAPSHOTS), figsize=(11, 3.9))
+    figure, axes = plt.subplots(1, len(SNAPSHOTS), figsize=(11, 4.1))
     for ax, update, probabilities in zip(axes, SNAPSHOTS, snapshots(), strict=True):
         plotting.plot_policy(probabilities.numpy(), walls, ax)
         ax.set_title("before" if update == 0 else f"after {update} updates")
