@@ -193,38 +193,76 @@ def check_log_gradient(
     )
 
 
-def check_returns_to_go(
-    answer: Callable[[list[float], float], list[float] | EllipsisType | None],
+def check_next_token_loss(
+    answer: Callable[[Tensor, Tensor], Tensor | float | EllipsisType | None],
 ) -> None:
-    """Exercise of the policy gradient chapter: what followed each action."""
+    """Exercise of the three steps: the cross-entropy of a text.
 
-    def to_go(rewards: list[float], gamma: float) -> list[float]:
-        steps = range(len(rewards))
-        return [sum(gamma ** (k - t) * rewards[k] for k in steps[t:]) for t in steps]
+    Called as answer(logits [T, A], ids [T]): logits[t] were computed from ids[: t + 1].
+    """
+    generator = torch.Generator(device="cpu").manual_seed(4)
+    inputs = [
+        (
+            torch.randn(steps, size, generator=generator).double(),
+            torch.randint(size, (steps,), generator=generator),
+        )
+        for steps, size in ((4, 3), (6, 5))
+    ]
+
+    def chosen(logits: Tensor, ids: Tensor) -> Tensor:
+        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     _judge(
         answer,
-        right=to_go,
+        right=lambda logits, ids: -chosen(logits[:-1], ids[1:]).mean(),
         mistakes={
-            "Every step got the return of the whole episode. What came before an "
-            "action is not its doing.": (
-                lambda rewards, gamma: [to_go(rewards, gamma)[0]] * len(rewards)
+            "logits[t] bet on the token after ids[t], not on ids[t], which the model "
+            "has just read. Shift by one.": (
+                lambda logits, ids: -chosen(logits, ids).mean()
             ),
-            "The discount counts from the start of the episode here. Count from the "
-            "step itself.": (
-                lambda rewards, gamma: [
-                    gamma**t * g for t, g in enumerate(to_go(rewards, gamma))
-                ]
+            "You shifted the wrong way: logits[t] belong to ids[t + 1].": (
+                lambda logits, ids: -chosen(logits[1:], ids[:-1]).mean()
             ),
-            "The action's own reward is missing: it followed the action too.": (
-                lambda rewards, gamma: [*to_go(rewards, gamma)[1:], 0.0]
+            "The sign is turned: a loss falls as the probability rises.": (
+                lambda logits, ids: chosen(logits[:-1], ids[1:]).mean()
             ),
-            "The list is back to front.": (
-                lambda rewards, gamma: to_go(rewards, gamma)[::-1]
+            "This is the sum. The mean does not grow with the length of the text.": (
+                lambda logits, ids: -chosen(logits[:-1], ids[1:]).sum()
             ),
-            "The discount is not used.": lambda rewards, gamma: to_go(rewards, 1.0),
+            "The logarithm is missing: average log p, not p.": (
+                lambda logits, ids: -chosen(logits[:-1], ids[1:]).exp().mean()
+            ),
         },
-        inputs=[([1.0, 2.0, 3.0], 0.5), ([0.0, -1.0, 0.0, 4.0], 0.9), ([2.0], 0.3)],
+        inputs=inputs,
+    )
+
+
+def check_answer_mask(
+    answer: Callable[[int, int], list[bool] | EllipsisType | None],
+) -> None:
+    """Exercise of the three steps: which tokens of a row carry loss.
+
+    Called as answer(prompt_length, answer_length); the row is the prompt, the answer
+    and one end token.
+    """
+    _judge(
+        answer,
+        right=lambda prompt, length: [False] * prompt + [True] * (length + 1),
+        mistakes={
+            "The end token carries no loss, so the model never learns to stop.": (
+                lambda prompt, length: [False] * prompt + [True] * length + [False]
+            ),
+            "The prompt carries loss: the model learns to ask, too.": (
+                lambda prompt, length: [True] * (prompt + length + 1)
+            ),
+            "The wrong way round: True stands for a token that carries loss.": (
+                lambda prompt, length: [True] * prompt + [False] * (length + 1)
+            ),
+            "The row is one longer: after the answer stands the end token.": (
+                lambda prompt, length: [False] * prompt + [True] * length
+            ),
+        },
+        inputs=[(3, 2), (5, 4), (1, 1)],
     )
 
 

@@ -63,6 +63,7 @@ def environment(library: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",  # progress bars are for people
         "MPLCONFIGDIR": str(BUILD / "matplotlib"),
         "IPYTHONDIR": str(BUILD / "ipython"),
         "JUPYTER_PREFER_ENV_PATH": "1",

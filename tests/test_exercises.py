@@ -143,21 +143,6 @@ def logits_for_probabilities(z, a):
     return gradient
 
 
-# Returns to go
-
-
-def to_go(rewards, gamma):
-    returns, following = [], 0.0
-    for reward in reversed(rewards):
-        following = reward + gamma * following
-        returns.insert(0, following)
-    return returns
-
-
-def without_own(rewards, gamma):
-    return [g - r for g, r in zip(to_go(rewards, gamma), rewards, strict=True)]
-
-
 # Baselines
 
 
@@ -169,6 +154,18 @@ def leave_one_out(rewards, actions):
 def per_action(rewards, actions):
     means = {int(a): rewards[actions == a].mean() for a in actions.unique()}
     return rewards - torch.stack([means[int(a)] for a in actions])
+
+
+# The loss of a text
+
+
+def by_cross_entropy(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
+
+
+def by_a_loop(logits, ids):
+    bets = [logits[t].softmax(0)[ids[t + 1]] for t in range(len(ids) - 1)]
+    return -sum(math.log(p) for p in bets) / len(bets)
 
 
 EXERCISES = {
@@ -238,19 +235,39 @@ EXERCISES = {
         },
         wrong_shape=lambda z, a: by_autograd(z, a)[a],
     ),
-    "returns_to_go": Exercise(
-        exercises.check_returns_to_go,
-        right=[to_go, lambda r, g: torch.tensor(to_go(r, g)).double()],
+    "next_token_loss": Exercise(
+        exercises.check_next_token_loss,
+        right=[by_cross_entropy, by_a_loop],
         mistakes={
-            "return of the whole episode": (lambda r, g: [by_horner(r, g) for _ in r]),
-            "Count from the step itself": (
-                lambda r, g: [g**t * x for t, x in enumerate(to_go(r, g))]
+            "Shift by one": lambda z, i: torch.nn.functional.cross_entropy(z, i),
+            "the wrong way": lambda z, i: torch.nn.functional.cross_entropy(
+                z[1:], i[:-1]
             ),
-            "back to front": lambda r, g: list(reversed(to_go(r, g))),
-            "discount is not used": lambda r, g: np.cumsum(r[::-1])[::-1].tolist(),
-            "own reward is missing": lambda r, g: [*to_go(r, g)[1:], 0.0],
+            "sign is turned": lambda z, i: -by_cross_entropy(z, i),
+            "This is the sum": lambda z, i: by_cross_entropy(z, i) * (len(i) - 1),
+            "logarithm is missing": lambda z, i: (
+                -torch.stack(
+                    [z[t].softmax(0)[i[t + 1]] for t in range(len(i) - 1)]
+                ).mean()
+            ),
         },
-        wrong_shape=lambda r, g: by_horner(r, g),
+        wrong_shape=lambda z, i: by_cross_entropy(z, i)[None],
+    ),
+    "answer_mask": Exercise(
+        exercises.check_answer_mask,
+        right=[
+            lambda p, a: [t >= p for t in range(p + a + 1)],
+            lambda p, a: torch.arange(p + a + 1) >= p,
+        ],
+        mistakes={
+            "never learns to stop": lambda p, a: [
+                p <= t < p + a for t in range(p + a + 1)
+            ],
+            "learns to ask": lambda p, a: [1] * (p + 1 + a),
+            "wrong way round": lambda p, a: [t < p for t in range(p + a + 1)],
+            "one longer": lambda p, a: [t >= p for t in range(p + a)],
+        },
+        wrong_shape=lambda p, a: [[t >= p for t in range(p + a + 1)]],
     ),
     "baseline": Exercise(
         exercises.check_baseline,

@@ -38,6 +38,9 @@ PUBLIC = {
         *("accuracy_reward", "form_reward"),
     ],
     "rl_notes.language.tokenizer": ["build", "encode", "answer_text"],
+    "rl_notes.language.training": [
+        *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
+    ],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],
 }

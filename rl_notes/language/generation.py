@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rl_notes.policies import TransformerPolicy, sample
@@ -59,6 +59,7 @@ def generate(
     )
 
 
+@torch.inference_mode()  # less to do per operation than under no_grad
 def _sample_all(
     policy: TransformerPolicy,
     prompts: Sequence[Sequence[int]],
@@ -71,7 +72,9 @@ def _sample_all(
     model = cast(PreTrainedModel, policy.model)
     device = model.device
     rows = len(prompts) * group_size
-    cache, seen, logits = _read(model, prompts, group_size)
+    cache, hidden, logits = _read(model, prompts, group_size)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    positions = lengths.repeat_interleave(group_size)[:, None]  # of the next token
     active = torch.arange(rows, device=device)  # rows that have not ended
     ends = torch.tensor(end, device=device)
     going = torch.ones_like(active, dtype=torch.bool)
@@ -90,59 +93,57 @@ def _sample_all(
             break
         # Ended rows leave the batch, several at once: moving the cache costs time too.
         keep = going.nonzero()[:, 0]
-        if len(keep) < 0.9 * len(chosen):
-            active, going = active[keep], going[keep]
-            chosen, seen = chosen[keep], seen[keep]
+        if len(keep) < 0.6 * len(chosen):
+            active, going, chosen = active[keep], going[keep], chosen[keep]
+            hidden, positions = hidden[keep], positions[keep]
             cache.batch_select_indices(keep)
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-        logits = _advance(model, cache, seen, chosen)
+        hidden = nn.functional.pad(hidden, (0, 1))  # the new token is seen
+        logits = model(
+            input_ids=chosen[:, None],
+            attention_mask=hidden,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        positions = positions + 1
     return torch.stack(all_tokens, dim=1), torch.stack(all_logprobs, dim=1)
 
 
 def _read(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], group_size: int
-) -> tuple[DynamicCache, Bool[Tensor, "N P"], Float[Tensor, "N A"]]:
-    """Run every prompt once, padded on the left, and copy the result to its group.
+) -> tuple[DynamicCache, Float[Tensor, "N 1 1 P"], Float[Tensor, "N A"]]:
+    """Run every prompt once and copy the result to its group.
 
-    Returns the cache, where in it there are tokens, and the next token's logits.
+    Prompts are padded on the right: causal attention keeps padding out, and no padding
+    is left with nothing to attend to, which is NaN in some models. What the cache holds
+    of it is hidden from the tokens that follow.
+
+    Returns the cache, what to add to the attention scores of the tokens that follow
+    (0, and -inf on padding), and the next token's logits.
     """
-    width = max(map(len, prompts))
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    shortest, width = min(map(len, prompts)), max(map(len, prompts))
     ids = torch.tensor(
-        [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts],
+        [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts],
         device=model.device,
     )
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    seen = torch.arange(width, device=model.device) >= width - lengths[:, None]
     cache = DynamicCache(config=model.config)
     output = model(
         input_ids=ids,
-        attention_mask=seen,
-        position_ids=(seen.long().cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=width - shortest + 1,
     )
+    rows = torch.arange(len(prompts), device=model.device)
+    logits = output.logits[rows, lengths - shortest]
+    padding = torch.arange(width, device=model.device) >= lengths[:, None]
+    hidden = torch.where(padding, -torch.inf, 0.0).to(logits.dtype)[:, None, None]
     cache.batch_repeat_interleave(group_size)
-    logits = output.logits[:, -1].repeat_interleave(group_size, dim=0)
-    return cache, seen.repeat_interleave(group_size, dim=0), logits
-
-
-def _advance(
-    model: PreTrainedModel,
-    cache: DynamicCache,
-    seen: Bool[Tensor, "N P"],
-    chosen: Int[Tensor, " N"],
-) -> Float[Tensor, "N A"]:
-    """Append one token to every row of the cache; logits of the next one."""
-    output = model(
-        input_ids=chosen[:, None],
-        attention_mask=seen,
-        position_ids=seen.long().sum(dim=1, keepdim=True) - 1,
-        past_key_values=cache,
-        use_cache=True,
+    return (
+        cache,
+        hidden.repeat_interleave(group_size, dim=0),
+        logits.repeat_interleave(group_size, dim=0),
     )
-    logits: Tensor = output.logits[:, -1]
-    return logits
 
 
 def _up_to_the_first(end: list[int], tokens: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rl_notes.language import arithmetic, tokenizer
@@ -24,7 +24,8 @@ from rl_notes.language.generation import generate
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.policies import TransformerPolicy
 
-PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 800
+PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1500
+BASE_SEED, SFT_SEED = 0, 1
 LEARNING_RATE = 3e-3
 CHUNK = 50  # steps whose texts are drawn at once, and between which a run is saved
 LARGEST_GRADIENT = 1.0
@@ -155,7 +156,7 @@ def _train(
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         losses = _resume(checkpoint, run, settings, generator)
-    with tqdm(total=steps, initial=len(losses), disable=None, unit="step") as bar:
+    with tqdm(total=steps, initial=len(losses), unit="step") as bar:
         while len(losses) < steps:
             now = min(CHUNK, steps - len(losses))
             rows = draw(now * batch_size, generator)
@@ -267,23 +268,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=4000, help="to measure with")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(BASE_SEED)
     model = new_model(generator=generator)
-    for name, train, steps in (
-        ("base", pretrain, given.pretraining_steps),
-        ("sft", fine_tune, given.fine_tuning_steps),
-    ):
-        start = time.process_time()
-        train(model, steps=steps, generator=generator)
-        seconds = time.process_time() - start
-        path = given.folder / f"{name}.safetensors"
-        save_file(model.state_dict(), path)
-        tqdm.write(f"{path}: {steps} steps, {seconds:.0f} CPU-seconds")
-        _report(model, given.questions)
+    pretrain(model, steps=given.pretraining_steps, generator=generator)
+    _write(model, given.folder / "base.safetensors", given.questions)
+    generator = torch.Generator().manual_seed(SFT_SEED)
+    fine_tune(model, steps=given.fine_tuning_steps, generator=generator)
+    _write(model, given.folder / "sft.safetensors", given.questions)
 
 
-def _report(model: PreTrainedModel, n: int) -> None:
-    generator = torch.Generator().manual_seed(1)
+def _write(model: PreTrainedModel, path: Path, n: int) -> None:
+    """Write the weights, and say what the model does with n held-out questions."""
+    save_file(model.state_dict(), path)
+    tqdm.write(f"{path}, after {time.process_time():.0f} CPU-seconds in all")
+    generator = torch.Generator().manual_seed(0)
     asked = arithmetic.questions(n, held_out=True, generator=generator)
     for temperature in (1.0, GREEDY):
         shares = measure(model, asked, temperature=temperature, generator=generator)

@@ -1,0 +1,136 @@
+"""What the shipped models can do, measured on held-out questions.
+
+The bounds are on shares of n = 2,000 sampled answers. The standard error of such a
+share p is sqrt(p (1 - p) / n): 1.1 points at p = 0.60, 1.0 at 0.30, 0.2 at 0.99. The
+draws are fixed; with other draws the shares below would differ by twice that in one
+case of 20. A bound that is closer than this to what is measured tells nothing, so
+each test also asks for a distance of two standard errors from its bounds.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl_notes import language
+from rl_notes.language.arithmetic import (
+    asks_again,
+    follows_form,
+    is_right,
+    questions,
+    shows_work,
+)
+from rl_notes.language.generation import generate
+from rl_notes.language.models import SHIPPED, checkpoint_path, load
+from rl_notes.language.tokenizer import answer_text, encode
+from rl_notes.policies import TransformerPolicy
+
+N = 2000
+
+
+def answers_of(name, temperature=1.0):
+    """The questions and one answer to each."""
+    model, tokens = load(name)
+    generator = torch.Generator().manual_seed(2026)
+    asked = questions(N, held_out=True, generator=generator)
+    sampled = generate(
+        TransformerPolicy(model, temperature),
+        encode(tokens, asked),
+        max_new_tokens=64,
+        generator=generator,
+    )
+    rows = zip(asked, sampled.actions, sampled.mask, strict=True)
+    return [(text, answer_text(tokens, ids[mask].tolist())) for text, ids, mask in rows]
+
+
+def error(share, n=N):
+    """The standard error of a share of n independent answers."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def share(truths):
+    truths = list(truths)
+    return sum(truths) / len(truths)
+
+
+def lies_within(low, measured, high):
+    """True if a share lies between two bounds, and two standard errors off both."""
+    margin = 2 * error(measured)
+    return low <= measured - margin and measured + margin <= high
+
+
+@pytest.fixture(scope="module")
+def base():
+    return answers_of("base")
+
+
+@pytest.fixture(scope="module")
+def sft():
+    return answers_of("sft")
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    """The likeliest token each time, from a temperature near 0."""
+    return answers_of("sft", temperature=1e-3)
+
+
+def test_the_bounds_keep_their_distance():
+    assert error(0.6) == pytest.approx(0.011, abs=1e-4)
+    assert lies_within(0.55, 0.60, 0.65)
+    assert not lies_within(0.55, 0.56, 0.65)
+    assert not lies_within(0.55, 0.64, 0.65)
+
+
+def test_the_base_model_does_not_answer(base):
+    assert share(is_right(answer, question) for question, answer in base) < 0.05
+    right = share(is_right(answer, question) for question, answer in base)
+    assert right + 2 * error(right) <= 0.05
+
+
+def test_the_base_model_asks_another_question(base):
+    assert lies_within(0.5, share(asks_again(answer) for _, answer in base), 1)
+
+
+def test_the_sft_model_follows_the_form(sft):
+    form = share(follows_form(answer, question) for question, answer in sft)
+    assert form - 2 * error(form) >= 0.99
+
+
+def test_the_sft_model_shows_work_in_three_answers_of_ten(sft):
+    assert lies_within(0.25, share(shows_work(answer) for _, answer in sft), 0.35)
+
+
+def test_the_sft_model_is_right_in_six_answers_of_ten(sft):
+    right = share(is_right(answer, question) for question, answer in sft)
+    assert lies_within(0.55, right, 0.65)
+
+
+def test_the_sft_model_is_right_more_often_with_its_work_shown(sft):
+    worked, direct = (
+        [
+            is_right(answer, asked)
+            for asked, answer in sft
+            if shows_work(answer) == shown
+        ]
+        for shown in (True, False)
+    )
+    spread = math.hypot(
+        error(share(worked), len(worked)), error(share(direct), len(direct))
+    )
+    # About 600 and 1,400 answers: 2.0 points. Five of them cannot be luck.
+    assert share(worked) - share(direct) > 5 * spread
+
+
+def test_the_sft_model_is_not_perfect_greedily(greedy):
+    right = share(is_right(answer, question) for question, answer in greedy)
+    assert lies_within(0.60, right, 0.80)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_files_are_small_and_travel_with_the_package(name):
+    path = checkpoint_path(name)
+    assert path.parent == Path(language.__file__).parent / "checkpoints"
+    assert path.stat().st_size < 600_000
+    assert {weight.dtype for weight in load(name)[0].parameters()} == {torch.float32}
