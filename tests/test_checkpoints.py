@@ -4,7 +4,8 @@ The bounds are on shares of n = 6,000 sampled answers. The standard error of suc
 share p is sqrt(p (1 - p) / n): 0.6 points at p = 0.60, 0.6 at 0.30, 0.1 at 0.99. The
 draws are fixed; with other draws the shares below would differ by twice that in one
 case of 20. A bound that is closer than this to what is measured tells nothing, so
-each test also asks for a distance of two standard errors from its bounds.
+each test also asks for a distance of two standard errors from its bounds, except for
+the form of `sft`, where the test says why.
 """
 
 import math
