@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -168,6 +169,39 @@ def by_a_loop(logits, ids):
     return -sum(math.log(p) for p in bets) / len(bets)
 
 
+# The log-probability of an answer
+
+
+def of(z, a):
+    return torch.distributions.Categorical(logits=z).log_prob(a)
+
+
+def by_categorical(z, a, mask):
+    return torch.where(mask, of(z, a), 0).sum(dim=1)
+
+
+def row_by_row(z, a, mask):
+    return torch.stack([of(z[n], a[n])[mask[n]].sum() for n in range(len(a))])
+
+
+# What the model chose
+
+
+def by_the_first_end(actions, prompt_length, end):
+    mask = torch.zeros(len(actions), dtype=torch.bool)
+    for t in range(prompt_length - 1, len(actions)):
+        mask[t] = True
+        if actions[t] == end:
+            break
+    return mask
+
+
+def by_cumulative_sum(actions, prompt_length, end):
+    sampled = torch.arange(len(actions)) >= prompt_length - 1
+    ends = (actions == end) & sampled
+    return sampled & (ends.cumsum(0) - ends.long() == 0)
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -279,6 +313,51 @@ EXERCISES = {
         },
         wrong_shape=lambda r, a: leave_one_out(r, a)[:, None],
     ),
+    "sequence_logprob": Exercise(
+        exercises.check_sequence_logprob,
+        right=[by_categorical, row_by_row],
+        mistakes={
+            "prompt and the padding": lambda z, a, m: by_categorical(z, a, m | True),
+            "mean over the tokens": lambda z, a, m: by_categorical(z, a, m) / m.sum(1),
+            "sum of the probabilities": lambda z, a, m: torch.stack(
+                [(of(z, a)[n].exp())[m[n]].sum() for n in range(len(a))]
+            ),
+            "This is the probability": lambda z, a, m: torch.stack(
+                [(of(z, a)[n].exp())[m[n]].prod() for n in range(len(a))]
+            ),
+            "take log_softmax": lambda z, a, m: torch.stack(
+                [
+                    sum(z[n, t, a[n, t]] for t in range(a.shape[1]) if m[n, t])
+                    for n in range(len(a))
+                ]
+            ),
+            "shifted again": lambda z, a, m: by_categorical(
+                z.roll(1, dims=1), a, m
+            ),
+            "one number for the batch": lambda z, a, m: of(z, a)[m].sum(),
+        },
+        wrong_shape=lambda z, a, m: by_categorical(z, a, m)[:, None],
+    ),
+    "sampled_mask": Exercise(
+        exercises.check_sampled_mask,
+        right=[by_the_first_end, by_cumulative_sum],
+        mistakes={
+            "never learns when to stop": lambda a, n, e: (
+                by_the_first_end(a, n, e) & (a != e)
+            ),
+            "did not choose the question": lambda a, n, e: (
+                torch.arange(len(a)) <= torch.where(by_the_first_end(a, n, e))[0].max()
+            ),
+            "the first sampled token stands": lambda a, n, e: (
+                by_the_first_end(a, n, e) & (torch.arange(len(a)) >= n)
+            ),
+            "after the first end token": lambda a, n, e: torch.arange(len(a)) >= n - 1,
+            "Padding cannot be told": lambda a, n, e: (
+                (torch.arange(len(a)) >= n - 1) & (a != 0)
+            ),
+        },
+        wrong_shape=lambda a, n, e: by_the_first_end(a, n, e)[None],
+    ),
 }
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 NONSENSE = {
@@ -331,7 +410,7 @@ def test_no_mistake_is_listed_that_is_not_tried_here(exercise, monkeypatch):
     def spy(*arguments, mistakes, **others):
         listed.extend(mistakes)
 
-    monkeypatch.setattr(exercises, "_judge", spy)
+    monkeypatch.setattr(sys.modules[exercise.check.__module__], "judge", spy)
     exercise.check(exercise.right[0])
     assert len(listed) == len(exercise.mistakes)
 

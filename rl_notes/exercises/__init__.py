@@ -1,0 +1,25 @@
+"""Checkers of the book's exercises, one module a chapter.
+
+A checker says nothing while the exercise is unanswered (the stub returns `...` or
+None), says so when the answer is right, and names the mistake when it is a likely one:
+it compares the answer with wrong solutions that people write.
+"""
+
+from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_logprob
+from rl_notes.exercises.maze import check_discounted_return, check_success_rate
+from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
+from rl_notes.exercises.three_steps import check_answer_mask, check_next_token_loss
+from rl_notes.exercises.values import check_action_values, check_value_iteration
+
+__all__ = [
+    "check_action_values",
+    "check_answer_mask",
+    "check_baseline",
+    "check_discounted_return",
+    "check_log_gradient",
+    "check_next_token_loss",
+    "check_sampled_mask",
+    "check_sequence_logprob",
+    "check_success_rate",
+    "check_value_iteration",
+]
