@@ -24,8 +24,8 @@ from rl_notes.language.generation import generate
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.policies import TransformerPolicy
 
-PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1700
-BASE_SEED, SFT_SEED = 0, 1
+PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1650
+BASE_SEED, SFT_SEED = 0, 3
 LEARNING_RATE = 3e-3
 CHUNK = 50  # steps whose texts are drawn at once, and between which a run is saved
 LARGEST_GRADIENT = 1.0
