@@ -1,7 +1,7 @@
 """How much better than expected: the weights of the policy gradient, [N, T]."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl_notes.trajectories import Trajectories
@@ -48,3 +48,133 @@ def discount_weights(trajectories: Trajectories) -> Float[Tensor, "N T"]:
     discounts = torch.where(trajectories.mask, trajectories.discounts, 1)
     before = torch.cat([torch.ones_like(discounts[:, :1]), discounts[:, :-1]], dim=1)
     return torch.where(trajectories.mask, before.cumprod(dim=1), 0)
+
+
+def td_errors(
+    trajectories: Trajectories, values: Float[Tensor, "N T_plus_1"]
+) -> Float[Tensor, "N T"]:
+    """How much better one step went than the value function expected (td).
+
+    delta_t = r_t + gamma_t V(s_{t+1}) - V(s_t)
+
+    values[:, t] is V(s_t), from `state_values`. In a row of L steps V(s_L) counts only
+    where the row was cut by a time limit: an ended row has gamma_{L-1} = 0. What
+    stands beyond s_L never counts. 0 where mask is False.
+    """
+    mask, discounts = trajectories.mask, trajectories.discounts
+    rows, steps = mask.shape
+    if values.shape != (rows, steps + 1):
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}, but [{rows}, {steps + 1}] is "
+            "needed: the value of s_0 ... s_T, one more than there are steps."
+        )
+    values = values.to(trajectories.rewards.dtype)
+    # Where the episode ended nothing follows, whatever V says: 0 * inf would be NaN.
+    following = torch.where(discounts > 0, _next_values(values, trajectories), 0)
+    errors = trajectories.rewards + discounts * following - values[:, :-1]
+    return torch.where(mask, errors, 0)
+
+
+def gae(
+    trajectories: Trajectories,
+    values: Float[Tensor, "N T_plus_1"],
+    *,
+    lambda_: float | int,
+) -> Float[Tensor, "N T"]:
+    """Generalised advantage estimation of Schulman et al. (2016) (gae).
+
+    A_t = delta_t + gamma_t lambda A_{t+1}
+
+    delta_t is the TD error, see `td_errors`, and A_L = 0. With lambda = 0 the advantage
+    is the TD error: little noise, and the full error of V(s_{t+1}). With lambda = 1 it
+    is the return to go, bootstrapped by V(s_L) where the row was cut, less V(s_t): all
+    the noise of what followed, and no value in between. A_t + V(s_t) is the usual
+    target for V(s_t). 0 where mask is False.
+    """
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"lambda_ must lie between 0 and 1, but it is {lambda_}.")
+    errors = td_errors(trajectories, values)
+    # Where there is no step nothing is added and nothing decays.
+    decay = torch.where(trajectories.mask, trajectories.discounts * lambda_, 1)
+    following = torch.zeros_like(errors[:, 0])  # A_{t+1}
+    advantages = []
+    for t in reversed(range(errors.shape[1])):
+        following = errors[:, t] + decay[:, t] * following
+        advantages.append(following)
+    stacked = torch.stack(advantages[::-1], dim=1)
+    return torch.where(trajectories.mask, stacked, 0)
+
+
+def normalise(
+    advantages: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """Shift and scale to mean 0 and standard deviation 1 over the steps of the mask.
+
+    (A_t - mean) / std, with Bessel's correction in the standard deviation (the sum of
+    squares is divided by the number of steps less one). 0 where mask is False.
+
+    Advantages that are all the same carry no signal and become exactly 0: dividing by
+    their standard deviation would blow rounding up into a signal. All the same means
+    that the largest exceeds the smallest by at most 1e-6 max(1, max |A|). More than
+    that is scaled up, even if it is only the error of a value function in a batch
+    without any reward.
+    """
+    chosen = _on_the_mask("advantages", advantages, mask)
+    if _all_the_same(chosen):
+        return torch.zeros_like(advantages)
+    scaled = (advantages - chosen.mean()) / chosen.std(correction=1)
+    return torch.where(mask, scaled, 0)
+
+
+def explained_variance(
+    values: Float[Tensor, "N T"],
+    targets: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+) -> float:
+    """How much of the variance of the targets the values explain (explained variance).
+
+    1 - Var[target - value] / Var[target], over the steps of the mask: 1 for values that
+    differ from the targets by one constant, 0 for values that say nothing, negative
+    for values that are worse than a constant. Where all targets are the same (see
+    `normalise`) there is nothing to explain, and it is 0.
+    """
+    wanted = _on_the_mask("targets", targets, mask)
+    errors = wanted - _on_the_mask("values", values, mask)
+    if _all_the_same(wanted):
+        return 0.0
+    return 1 - float(errors.var(correction=0) / wanted.var(correction=0))
+
+
+def _next_values(values: Tensor, trajectories: Trajectories) -> Tensor:
+    """V(s_{t+1}), [N, T].
+
+    If mask is False between two runs of steps, what stands there belongs to the
+    transition: the state that follows is the next one in which something was chosen.
+    """
+    steps = values.shape[1]
+    t = torch.arange(steps, device=values.device).expand(len(values), -1)
+    chosen = torch.nn.functional.pad(trajectories.mask, (0, 1), value=True)
+    inside = t < trajectories.lengths[:, None]
+    stops = torch.where(chosen | ~inside, t, steps)
+    following = stops.flip(1).cummin(dim=1).values.flip(1)[:, 1:]
+    return values.gather(1, following)
+
+
+def _on_the_mask(name: str, x: Tensor, mask: Tensor) -> Tensor:
+    """Pick the numbers of the steps, of which there must be one; all finite."""
+    if x.shape != mask.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, but one number per step is needed: "
+            f"{list(mask.shape)}."
+        )
+    chosen = x[mask]
+    if len(chosen) == 0:
+        raise ValueError("The mask selects no step at all.")
+    if not bool(torch.isfinite(chosen).all()):
+        raise ValueError(f"{name} holds a value that is not finite.")
+    return chosen
+
+
+def _all_the_same(x: Tensor) -> bool:
+    """Whether the numbers differ by no more than rounding does."""
+    return bool(x.max() - x.min() <= 1e-6 * x.abs().max().clamp(min=1))

@@ -2,10 +2,15 @@
 
 A state is what the policy has seen and an action is a choice of one of A. Nothing else
 is asked of a policy, so that the same update trains a table, an MLP or a transformer.
+
+A value function turns the same observations into one number per state, [N, T]. All
+three kinds begin at 0 everywhere: a value that has learnt nothing is then no baseline,
+rather than a random one, and the first errors that it learns from are the returns.
 """
 
 import math
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Num, Shaped
@@ -52,22 +57,12 @@ class MLPPolicy(nn.Module):
         super().__init__()
         self.inputs = inputs
         widths = [inputs, *hidden, actions]
-        layers: list[nn.Module] = []
-        for index, (width_in, width_out) in enumerate(pairwise(widths)):
-            last = index == len(hidden)
-            layer = nn.Linear(width_in, width_out, device="cpu")
-            gain = 0.01 if last else math.sqrt(2)
-            nn.init.orthogonal_(layer.weight, gain=gain, generator=generator)
-            nn.init.zeros_(layer.bias)
-            layers += [layer] if last else [layer, nn.Tanh()]
-        self.layers = nn.Sequential(*layers).to(device)
+        self.layers = _layers(widths, last_gain=0.01, generator=generator).to(device)
 
     def forward(self, observations: Num[Tensor, "N T ..."]) -> Float[Tensor, "N T A"]:
         """Apply the network to every observation by itself."""
-        if not observations.is_floating_point():
-            observations = nn.functional.one_hot(observations.long(), self.inputs)
         dtype = next(self.parameters()).dtype
-        logits: Tensor = self.layers(observations.to(dtype))
+        logits: Tensor = self.layers(_vectors(observations, self.inputs).to(dtype))
         return logits
 
 
@@ -75,8 +70,8 @@ class TransformerPolicy(nn.Module):
     """A causal language model: the state is the prefix, the action is the next token.
 
     `model` is any causal language model of `transformers`. Its logits are divided by
-    `temperature`, which is part of the policy: whoever samples from this policy and
-    whoever scores with it see the same distribution.
+    `temperature` (temperature), which is part of the policy: whoever samples from this
+    policy and whoever scores with it see the same distribution.
 
     Rows are padded on the right, so that no position sees padding before its row ends.
     """
@@ -97,15 +92,122 @@ class TransformerPolicy(nn.Module):
         return logits / self.temperature
 
 
+class TabularValue(nn.Module):
+    """One number for every state: V(s) = values[s]. It starts at 0."""
+
+    def __init__(self, states: int, *, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(states, device=device))
+
+    def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+        """Look the states up."""
+        return self.values[observations]
+
+
+class MLPValue(nn.Module):
+    """A multilayer perceptron on one observation at a time, to one number.
+
+    Observations are those of `MLPPolicy`. The last layer starts at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        widths = [inputs, *hidden, 1]
+        self.layers = _layers(widths, last_gain=0.0, generator=generator).to(device)
+
+    def forward(self, observations: Num[Tensor, "N T ..."]) -> Float[Tensor, "N T"]:
+        """Apply the network to every observation by itself."""
+        dtype = next(self.parameters()).dtype
+        values: Tensor = self.layers(_vectors(observations, self.inputs).to(dtype))
+        return values[..., 0]
+
+
+class TransformerValue(nn.Module):
+    """A causal language model that says one number after each prefix.
+
+    V(s_t) is read where the policy's logits for a_t are: at the last token of the
+    prefix `observations[:, : t + 1]`, before a_t is seen. There a linear head reads
+    what the model's own output layer would read: the last hidden states, after the
+    final norm.
+
+    `model` is any causal language model of `transformers`. All of it but its output
+    layer becomes part of the value, and it is not copied: fitting the value of a
+    policy's own model changes that policy. For a value by itself give it another
+    model, such as `copy.deepcopy(model)`.
+
+    The head starts at zero, on the model's device and in its dtype. The first values
+    are then 0, and the first step changes the head alone: errors reach the model
+    through the head's weights, so that a random head would first spoil what the model
+    knows.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        language_model = cast(Any, model)
+        output = language_model.get_output_embeddings().weight  # [A, width]
+        self.model: nn.Module = language_model.base_model
+        self.head = nn.Linear(
+            output.shape[1], 1, device=output.device, dtype=output.dtype
+        )
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+        """The value of each prefix `observations[:, : t + 1]`."""
+        output = self.model(input_ids=observations, use_cache=False)
+        values: Tensor = self.head(output.last_hidden_state)
+        return values[..., 0]
+
+
+def _layers(
+    widths: list[int], *, last_gain: float, generator: torch.Generator
+) -> nn.Sequential:
+    """Linear layers of these widths with tanh between them, on the CPU."""
+    layers: list[nn.Module] = []
+    for index, (width_in, width_out) in enumerate(pairwise(widths)):
+        last = index == len(widths) - 2
+        layer = nn.Linear(width_in, width_out, device="cpu")
+        gain = last_gain if last else math.sqrt(2)
+        nn.init.orthogonal_(layer.weight, gain=gain, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def _vectors(observations: Tensor, inputs: int) -> Tensor:
+    """The observations as they are if they are vectors; one-hot if they are numbers."""
+    if observations.is_floating_point():
+        return observations
+    return nn.functional.one_hot(observations.long(), inputs)
+
+
 def action_logprobs(
     policy: nn.Module, trajectories: Trajectories
 ) -> Float[Tensor, "N T"]:
     """Log-probability of every stored action: log pi(a_t | s_t), 0 where mask is False.
 
-    Its gradient is what the policy gradient weighs (log-derivative). The last
-    observation s_T is left out: no action was taken there.
+    Its gradient is what the policy gradient weighs (log-derivative). The sum over a row
+    is the log-probability of the whole answer or episode, given its start (sequence).
+    The last observation s_T is left out: no action was taken there.
     """
-    logits = policy(states(trajectories))  # [N, T, A]
+    return chosen_logprobs(policy(states(trajectories)), trajectories)
+
+
+def chosen_logprobs(
+    logits: Float[Tensor, "N T A"], trajectories: Trajectories
+) -> Float[Tensor, "N T"]:
+    """Log-probability of every stored action under these logits, 0 where not masked.
+
+    What `action_logprobs` is made of, for whoever needs the logits as well.
+    """
     # What is stored beyond the mask need not be a valid action: gather must not see it.
     actions = torch.where(trajectories.mask, trajectories.actions, 0)
     logprobs = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
@@ -118,11 +220,33 @@ def states(trajectories: Trajectories) -> Shaped[Tensor, "N T ..."]:
     A prompt before the first step is seen; what is stored after the last need not be
     an observation at all.
     """
-    observations = trajectories.observations[:, :-1]
-    steps = torch.arange(observations.shape[1], device=observations.device)
-    inside = steps < trajectories.lengths[:, None]
-    shape = inside.shape + (1,) * (observations.dim() - 2)
-    return torch.where(inside.view(shape), observations, 0)
+    return _before(trajectories.lengths, trajectories.observations[:, :-1])
+
+
+def state_values(
+    value: nn.Module, trajectories: Trajectories
+) -> Float[Tensor, "N T_plus_1"]:
+    """V(s_0) ... V(s_L) of every row, and 0 beyond.
+
+    In a row of L steps s_L is the state after the last action, from which a row that
+    was cut is bootstrapped: see `gae`. It is one state more than the policy saw; to a
+    language model, one token more. What is stored beyond it is never read.
+    """
+    observations, ends = trajectories.observations, trajectories.lengths + 1
+    values = value(_before(ends, observations))
+    if values.shape != observations.shape[:2]:
+        raise ValueError(
+            f"The value function gave shape {tuple(values.shape)}, but one number per "
+            f"state is needed: {list(observations.shape[:2])}."
+        )
+    return _before(ends, values)
+
+
+def _before(ends: Int[Tensor, " N"], x: Shaped[Tensor, "N K ..."]) -> Tensor:
+    """Keep x before column ends[n] of each row n; 0 from there on."""
+    inside = torch.arange(x.shape[1], device=x.device) < ends[:, None]
+    shape = inside.shape + (1,) * (x.dim() - 2)
+    return torch.where(inside.view(shape), x, 0)
 
 
 def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
