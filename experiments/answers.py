@@ -1,0 +1,93 @@
+"""What the experiments on the language model share: asking, scoring, storing."""
+
+import copy
+import json
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rl_notes.language import arithmetic, tokenizer
+from rl_notes.language.generation import generate
+from rl_notes.language.models import load
+from rl_notes.policies import TransformerPolicy
+from rl_notes.results import FOLDER
+from rl_notes.trajectories import Trajectories, with_scores
+
+TOKENS = tokenizer.build()
+LIMIT = 64  # tokens in an answer
+GREEDY = 1e-3
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fresh_sft() -> PreTrainedModel:
+    return copy.deepcopy(load("sft")[0])
+
+
+def texts(sampled: Trajectories) -> list[str]:
+    rows = zip(sampled.actions, sampled.mask, strict=True)
+    return [tokenizer.answer_text(TOKENS, ids[mask].tolist()) for ids, mask in rows]
+
+
+def sample_answers(
+    policy: TransformerPolicy, asked: list[str], size: int, generator: torch.Generator
+) -> tuple[Trajectories, list[str], list[str]]:
+    """Each question `size` times: the trajectories, the prompts and the answers."""
+    sampled = generate(
+        policy,
+        tokenizer.encode(TOKENS, asked),
+        group_size=size,
+        max_new_tokens=LIMIT,
+        generator=generator,
+    )
+    return sampled, [q for q in asked for _ in range(size)], texts(sampled)
+
+
+def sample_scored(
+    policy: TransformerPolicy, groups: int, size: int, generator: torch.Generator
+) -> tuple[Trajectories, Tensor]:
+    """Answers to new training questions, scored by the rule: 1 if right, 0 if not."""
+    asked = arithmetic.questions(groups, held_out=False, generator=generator)
+    sampled, prompts, answers = sample_answers(policy, asked, size, generator)
+    scores = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
+    return with_scores(sampled, scores), scores
+
+
+def measure(model: PreTrainedModel, *, questions: int = 1000, size: int = 8) -> dict:
+    """Held-out questions, always the same: greedy, sampled, pass@size, work, length."""
+    asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))
+    policy = TransformerPolicy(model)
+    sampled, prompts, answers = sample_answers(policy, asked, size, seeded(10))
+    right = torch.tensor(arithmetic.accuracy_reward(prompts, answers)).view(-1, size)
+    likeliest = TransformerPolicy(model, GREEDY)
+    _, _, greedy = sample_answers(likeliest, asked, 1, seeded(11))
+    worked = torch.tensor([arithmetic.shows_work(text) for text in answers])
+    shares = {
+        "greedy": statistics.mean(arithmetic.accuracy_reward(asked, greedy)),
+        "sampled": right.mean().item(),
+        f"pass@{size}": right.amax(dim=1).mean().item(),
+        "work": worked.float().mean().item(),
+        "length": sampled.mask.sum(1).float().mean().item(),
+    }
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+def store(name: str, results: dict[str, Any]) -> None:
+    """Write NAME.json into the package, with how and when it was made."""
+    about = {
+        "command": f"PYTHONPATH=. python experiments/{name}.py",
+        "torch": version("torch").split("+")[0],
+        "transformers": version("transformers"),
+        "machine": f"{platform.machine()}, one thread",
+        "cpu_seconds": round(time.process_time()),
+    }
+    text = json.dumps({"about": about, **results}, indent=1)
+    (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
