@@ -8,6 +8,7 @@ the other answers to the same question. Controls: a random score instead of the 
 and more supervised fine-tuning for the same CPU time.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -57,14 +58,19 @@ def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool):
         stats = reinforce_update(policy, optimizer, trajectories, advantages)
         seconds += time.process_time() - begin
         moved.append(round(stats.kl_mean, 6))
-    return {"seed": seed, "curve": curve, "kl": moved, "cpu_seconds": round(seconds)}
+    return {
+        "seed": seed,
+        "curve": curve,
+        "kl": moved,
+        "cpu_seconds": math.ceil(seconds),
+    }
 
 
 def more_sft(seed: int, *, learning_rate: float, seconds: float):
     """Fine-tune "sft" further for about as many CPU-seconds."""
     begin = time.process_time()
     fine_tune(fresh_sft(), steps=20, generator=seeded(100))
-    steps = round(20 * seconds / (time.process_time() - begin))
+    steps = math.ceil(20 * seconds / (time.process_time() - begin))
     model: PreTrainedModel = fresh_sft()
     generator = seeded(seed)
     fine_tune(model, steps=steps, learning_rate=learning_rate, generator=generator)

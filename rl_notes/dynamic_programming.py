@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rl_notes.divergences import kl_exact
+
 
 @runtime_checkable
 class Tables(Protocol):
@@ -140,6 +142,60 @@ def expected_return(
     """
     values = policy_evaluation(tables, probabilities, discount=discount)
     return start.to(values.dtype) @ values
+
+
+def expected_surrogate(
+    tables: Tables,
+    probabilities: Float[Tensor, "S A"],
+    new_probabilities: Float[Tensor, "S A"],
+    *,
+    discount: float | int,
+    start: Float[Tensor, " S"],
+) -> Float[Tensor, ""]:
+    """What the old policy's visits promise of the new one, exactly.
+
+    L(pi') = sum_s d(s) sum_a pi'(a | s) A(s, a), with d and A of the old policy pi. It
+    is what the sampled (surrogate) estimates, less the advantages' own mean. With the
+    visits of pi' it would be J(pi') - J(pi): see (performance difference).
+
+    Differentiable in `new_probabilities`: where the two policies are equal, it is 0 and
+    its gradient that of `expected_return`.
+    """
+    visits = occupancy(tables, probabilities, discount=discount, start=start)
+    ahead = advantages(tables, probabilities, discount=discount)
+    return visits @ (new_probabilities.to(ahead.dtype) * ahead).sum(dim=1)
+
+
+def improvement_bound(
+    tables: Tables,
+    probabilities: Float[Tensor, "S A"],
+    new_probabilities: Float[Tensor, "S A"],
+    *,
+    discount: float | int,
+    start: Float[Tensor, " S"],
+) -> Float[Tensor, ""]:
+    """What the new policy gains at least (improvement bound).
+
+    J(pi') - J(pi) >= L(pi') - C max_s KL(pi || pi')(s)
+    with C = 4 epsilon gamma / (1 - gamma)^2 and epsilon = max_s,a |A(s, a)|
+
+    Theorem 1 of Schulman et al. (2015) with equation 8. L is `expected_surrogate`; the
+    maximum is over states that are not terminal.
+    """
+    if not 0 <= discount < 1:
+        raise ValueError(
+            f"discount must be at least 0 and below 1, but it is {discount}: the bound "
+            "divides by (1 - discount)^2."
+        )
+    promised = expected_surrogate(
+        tables, probabilities, new_probabilities, discount=discount, start=start
+    )
+    ahead = advantages(tables, probabilities, discount=discount)
+    kl = kl_exact(
+        probabilities.to(ahead.dtype).log(), new_probabilities.to(ahead.dtype).log()
+    )
+    penalty = 4 * ahead.abs().max() * discount / (1 - discount) ** 2
+    return promised - penalty * kl[~tables.terminal].max()
 
 
 def one_start(tables: Tables, state: int) -> Float[Tensor, " S"]:

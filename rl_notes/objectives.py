@@ -1,12 +1,38 @@
 """What is maximised, one number per step, and how steps become one scalar.
 
-An aggregation is linear in its first argument. What stands where the mask is False
-never enters, not even as NaN.
+What is called a loss is minimised. An aggregation is linear in its first argument.
+What stands where the mask is False never enters, not even as NaN.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def importance_ratio(
+    new_logprobs: Float[Tensor, "N T"], old_logprobs: Float[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """How much likelier the policy has made each action (ratio).
+
+    rho_t = pi_new(a_t | s_t) / pi_old(a_t | s_t), where the old policy is the one that
+    sampled a_t: `trajectories.logprobs`. It is 1 while the policy has not moved, and
+    its gradient there is that of log pi_new(a_t | s_t).
+    """
+    _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
+    return (new_logprobs - old_logprobs).exp()
+
+
+def surrogate(
+    ratio: Float[Tensor, "N T"], advantages: Float[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """What the old policy's steps promise of the new one: rho_t A_t (surrogate).
+
+    To be maximised. It judges the new choices, but in the states that the old policy
+    visited: true to first order in the change, and of no use far away (Schulman et al.
+    2015, https://arxiv.org/abs/1502.05477, equation 14).
+    """
+    _require_same_shape("advantages", advantages, ratio)
+    return ratio * advantages
 
 
 def mean_over_tokens(
@@ -42,6 +68,31 @@ def sum_over_constant(
     if constant <= 0:
         raise ValueError(f"constant must be positive, but it is {constant}.")
     return _masked(x, mask).sum() / constant
+
+
+def value_loss(
+    values: Float[Tensor, "N T"], targets: Float[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """Half the squared error of a value function, per step (value loss). Minimised.
+
+    1/2 (V(s_t) - target_t)^2
+
+    Its gradient at V(s_t) is V(s_t) - target_t: the smallest mean loss is at the mean
+    of the targets seen in a state, and for targets that are returns that mean
+    estimates the value. Targets are numbers, not functions of the parameters: detach
+    them if they were computed from the values.
+    """
+    _require_same_shape("targets", targets, values)
+    return 0.5 * (values - targets) ** 2
+
+
+def _require_same_shape(name: str, x: Tensor, other: Tensor) -> None:
+    """Raise where broadcasting would pair numbers of different steps."""
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, but one number per step is needed: "
+            f"{list(other.shape)}."
+        )
 
 
 def _masked(x: Tensor, mask: Tensor) -> Tensor:

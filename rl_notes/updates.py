@@ -1,15 +1,39 @@
-"""One update of a policy. Nothing here knows a maze from a language model."""
+"""One update of a policy, or of a value function.
 
+Nothing here knows a maze from a language model.
+"""
+
+import math
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from rl_notes.advantages import explained_variance
 from rl_notes.divergences import kl_exact
-from rl_notes.objectives import mean_over_tokens, sum_over_constant
-from rl_notes.policies import action_logprobs, entropy, states
+from rl_notes.objectives import (
+    importance_ratio,
+    mean_over_tokens,
+    sum_over_constant,
+    surrogate,
+    value_loss,
+)
+from rl_notes.policies import action_logprobs, chosen_logprobs, entropy, states
 from rl_notes.trajectories import Trajectories
+from rl_notes.trust_region import (
+    fisher_vector_product,
+    flat_gradient,
+    flatten,
+    line_search,
+    move,
+    natural_step,
+    split,
+    trainable,
+)
 
 
 @dataclass(frozen=True)
@@ -58,36 +82,324 @@ def reinforce_update(
     optimizer.step()
     with torch.no_grad():
         new_logits = policy(seen)
-    kl = kl_exact(old_logits, new_logits)
-    mask = trajectories.mask
     return UpdateStats(
-        kl_mean=float(mean_over_tokens(kl, mask)),
-        kl_max=float(kl[mask].max()),
-        entropy=float(mean_over_tokens(entropy(new_logits), mask)),
+        **_movement(old_logits, new_logits, trajectories.mask),
         gradient_norm=gradient_norm,
     )
 
 
-def require_per_step(advantages: Tensor, trajectories: Trajectories) -> None:
-    """Raise unless there is one finite advantage per step, [N, T], and no more."""
+@dataclass(frozen=True)
+class TrustRegionStats(UpdateStats):
+    """What one update inside a trust region did. A rejected step has moved nothing.
+
+    Attributes:
+        improvement_predicted: g's, the gain in L that the gradient promised of the
+            whole step, before the line search.
+        improvement: L(new) - L(old), the gain in the (surrogate) that was obtained.
+        residual: Relative residual that `conjugate_gradient` left.
+        backtracks: How many times the step was shortened.
+        accepted: Whether the policy has changed.
+    """
+
+    improvement_predicted: float
+    improvement: float
+    residual: float
+    backtracks: int
+    accepted: bool
+
+
+def trpo_update(
+    policy: nn.Module,
+    trajectories: Trajectories,
+    advantages: Float[Tensor, "N T"],
+    *,
+    max_kl: float | int,
+    damping: float | int,
+    iterations: int = 10,
+    backtracks: int = 10,
+    fisher_rows: Int[Tensor, " M"] | None = None,
+) -> TrustRegionStats:
+    """One update of TRPO, Schulman et al. (2015): the best in a (trust region).
+
+    maximise L(new) = mean of rho_t A_t subject to mean of KL(old || new) <= max_kl
+
+    Both means are over all steps of the batch, `mean_over_tokens`. How L is scaled does
+    not matter, as the step is as long as the region allows: the sum over a row and the
+    mean over rows, as in the (policy gradient), give the same step.
+
+    The step is `natural_step`, the best for straight L and parabolic KL. `line_search`
+    shortens it until the KL itself is at most `max_kl`, in the direction
+    KL(old || new) and over all steps, and L is strictly larger than before. If that
+    never happens, or if the gradient is zero, no parameter changes by a single bit.
+
+    Moved are the parameters of the policy that require a gradient; their `.grad` is
+    left alone, and so is any value function. A policy with dropout or batch
+    normalisation must be in eval mode: two looks at it would differ.
+
+    Args:
+        policy: The very policy that sampled the trajectories. Scored again, the actions
+            must have the stored log-probabilities, up to 0.001 in the mean over steps
+            (in half precision up to the square root of its epsilon). Otherwise the
+            ratio does not begin at 1, and the region has another centre than the data.
+        trajectories: What it did.
+        advantages: One finite number per step.
+        max_kl: The radius of the region, in nats.
+        damping: Added to the diagonal of the Fisher matrix, see `natural_step`.
+        iterations: Products that `conjugate_gradient` may use.
+        backtracks: How often the step may be shortened, each time to 0.8 of it.
+        fisher_rows: Rows to estimate the Fisher matrix from, all of them if None. The
+            KL is tested on all rows in any case.
+    """
+    require_per_step(advantages, trajectories)
+    _require_region(max_kl, iterations, backtracks)
+    seen, mask, weights = states(trajectories), trajectories.mask, trainable(policy)
+    logits = policy(seen)
+    objective = _mean_surrogate(logits, trajectories, advantages)
+    gradient = flat_gradient(objective, weights)
+    gradient_norm = _finite(float(gradient.norm()))
+    old_logits, old_objective = logits.detach(), float(objective.detach())
+    _require_its_own(old_logits, trajectories)
+    product = fisher_vector_product(
+        policy, trajectories, damping=damping, rows=fisher_rows
+    )
+    step, residual = natural_step(
+        product, gradient, max_kl=max_kl, iterations=iterations
+    )
+    old_weights = flatten(weights)
+
+    @torch.no_grad()
+    def after(scale: float) -> Tensor:
+        """Logits of the policy as it would be. Its own parameters stay as they are."""
+        there = split(old_weights + scale * step, weights)
+        return cast(Tensor, functional_call(policy, there, (seen,)))
+
+    def improvement(logits: Tensor) -> float:
+        return float(_mean_surrogate(logits, trajectories, advantages)) - old_objective
+
+    def acceptable(scale: float) -> bool:
+        logits = after(scale)
+        kl = float(mean_over_tokens(kl_exact(old_logits, logits), mask))
+        return _inside_and_better(kl, improvement(logits), max_kl)
+
+    scale, backtracked, new_logits = 0.0, 0, old_logits
+    if gradient_norm > 0:
+        scale, backtracked = line_search(acceptable, backtracks=backtracks)
+    if scale > 0:
+        new_logits = after(scale)
+        move(weights, split(old_weights + scale * step, weights))
+    return TrustRegionStats(
+        **_movement(old_logits, new_logits, mask),
+        gradient_norm=gradient_norm,
+        improvement_predicted=float(gradient @ step),
+        improvement=improvement(new_logits),
+        residual=residual,
+        backtracks=backtracked,
+        accepted=scale > 0,
+    )
+
+
+def _mean_surrogate(
+    logits: Float[Tensor, "N T A"],
+    trajectories: Trajectories,
+    advantages: Float[Tensor, "N T"],
+) -> Float[Tensor, ""]:
+    """L: the (surrogate) of a policy with these logits, mean over the steps."""
+    logprobs = chosen_logprobs(logits, trajectories)
+    ratio = importance_ratio(logprobs, trajectories.logprobs)
+    return mean_over_tokens(surrogate(ratio, advantages.detach()), trajectories.mask)
+
+
+def _inside_and_better(kl: float, gain: float, max_kl: float | int) -> bool:
+    """Whether a step may be taken. One that gives NaN may not."""
+    return kl <= max_kl and gain > 0
+
+
+def _movement(
+    old_logits: Float[Tensor, "N T A"],
+    new_logits: Float[Tensor, "N T A"],
+    mask: Bool[Tensor, "N T"],
+) -> dict[str, float]:
+    """How far the policy moved, and its entropy now, for `UpdateStats`."""
+    kl = kl_exact(old_logits, new_logits)
+    return {
+        "kl_mean": float(mean_over_tokens(kl, mask)),
+        "kl_max": float(kl[mask].max()),
+        "entropy": float(mean_over_tokens(entropy(new_logits), mask)),
+    }
+
+
+def _require_region(max_kl: float | int, iterations: int, backtracks: int) -> None:
+    """Refuse a region without a size and a search without a try."""
+    if not 0 < max_kl < math.inf:
+        raise ValueError(f"max_kl must be positive and finite, but it is {max_kl}.")
+    if iterations < 1 or backtracks < 0:
+        raise ValueError(
+            f"iterations must be at least 1 and backtracks at least 0, but they are "
+            f"{iterations} and {backtracks}."
+        )
+
+
+def _require_its_own(
+    logits: Float[Tensor, "N T A"], trajectories: Trajectories
+) -> None:
+    """Raise unless a policy with these logits sampled the trajectories."""
+    difference = chosen_logprobs(logits, trajectories) - trajectories.logprobs
+    found = float(mean_over_tokens(difference.abs(), trajectories.mask))
+    # Sampled with a cache and scored without, half precision differs by its epsilon
+    # times the size of the logits.
+    epsilon = torch.finfo(logits.dtype).eps
+    allowed = max(1e-3, math.sqrt(epsilon) if epsilon > 1e-4 else 0.0)
+    if not found <= allowed:
+        raise ValueError(
+            "The policy gives the stored actions other log-probabilities than those "
+            f"stored with them: they differ by {found:.3g} in the mean, and "
+            f"{allowed:.3g} is allowed for rounding. Sample with this very policy and "
+            "update it once: same weights, same temperature, no top-k or top-p, "
+            "dropout off (`policy.eval()`)."
+        )
+
+
+@dataclass(frozen=True)
+class ValueStats:
+    """How well a value function was fitted, over the steps that it was fitted on.
+
+    Attributes:
+        losses: The (value loss) of each epoch, mean over the steps, each measured just
+            before the optimizer's step that it led to.
+        explained_variance_before: How much of the targets' variance the values
+            explained before, see `advantages.explained_variance`.
+        explained_variance_after: And after.
+    """
+
+    losses: tuple[float, ...]
+    explained_variance_before: float
+    explained_variance_after: float
+
+
+def fit_value(
+    value: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    trajectories: Trajectories,
+    targets: Float[Tensor, "N T"],
+    *,
+    epochs: int,
+    minibatches: int,
+    generator: torch.Generator,
+) -> ValueStats:
+    """Move V(s_t) towards targets[:, t], by the mean (value loss) of each minibatch.
+
+    In every epoch the rows that have a step are shuffled by `generator` and dealt out
+    to the minibatches, whose numbers of rows differ by at most one. Each minibatch is
+    one step of the optimizer along the mean over its own steps, so that a step counts
+    for a little more where the rows that came together are short.
+
+    Targets are, for example, `returns_to_go`, or the advantages of `gae` plus the
+    values that they were made with. No gradient flows into them.
+
+    If a loss or a gradient is not finite, value and optimizer are put back to what they
+    were before the call, and ValueError is raised.
+    """
+    mask = trajectories.mask
+    require_per_step(targets, trajectories, name="targets")
+    rows = mask.any(dim=1).nonzero()[:, 0]
+    _require_epochs(epochs, minibatches, len(rows))
+    seen = states(trajectories)
+    # What is stored beyond the mask may be NaN, and 0 * NaN would be its gradient.
+    targets = torch.where(mask, targets.detach(), 0)
+    before = deepcopy((value.state_dict(), optimizer.state_dict()))
+    explained_before = _explained(value, seen, targets, mask)
+    losses = []
+    try:
+        for _ in range(epochs):
+            parts = _shuffled(rows, generator).tensor_split(minibatches)
+            steps = [
+                _value_step(value, optimizer, seen[part], targets[part], mask[part])
+                for part in parts
+            ]
+            losses.append(sum(steps) / int(mask.sum()))
+        explained_after = _explained(value, seen, targets, mask)
+    except ValueError:
+        value.load_state_dict(before[0])
+        optimizer.load_state_dict(before[1])
+        raise
+    return ValueStats(tuple(losses), explained_before, explained_after)
+
+
+def _require_epochs(epochs: int, minibatches: int, rows: int) -> None:
+    """Raise unless there is an epoch, and a row with a step for each minibatch."""
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
+    if not 1 <= minibatches <= rows:
+        raise ValueError(
+            f"minibatches={minibatches}, but it must lie between 1 and the number of "
+            f"rows that have a step: {rows}."
+        )
+
+
+def _shuffled(rows: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor, " N"]:
+    """The same rows in random order."""
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return rows[order.to(rows.device)]
+
+
+def _value_step(
+    value: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    seen: Shaped[Tensor, "M T ..."],
+    targets: Float[Tensor, "M T"],
+    mask: Bool[Tensor, "M T"],
+) -> float:
+    """One step down the mean value loss; return the sum that it was before."""
+    loss = mean_over_tokens(value_loss(value(seen), targets), mask)
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            "The value loss is not finite, so the value function was left as it was. "
+            "Try a smaller learning rate, or smaller targets."
+        )
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    _gradient_norm(value)
+    optimizer.step()
+    return float(loss.detach()) * int(mask.sum())
+
+
+@torch.no_grad()
+def _explained(
+    value: nn.Module,
+    seen: Shaped[Tensor, "N T ..."],
+    targets: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+) -> float:
+    """How much of the targets' variance the values explain as they are now."""
+    return explained_variance(value(seen), targets, mask)
+
+
+def require_per_step(
+    advantages: Tensor, trajectories: Trajectories, *, name: str = "advantages"
+) -> None:
+    """Raise unless there is one finite number per step, [N, T], and no more."""
     expected = tuple(trajectories.mask.shape)
     if tuple(advantages.shape) != expected:
         raise ValueError(
-            f"advantages has shape {tuple(advantages.shape)}, but one number "
+            f"{name} has shape {tuple(advantages.shape)}, but one number "
             f"per step is needed: {list(expected)}. One number per row would "
             "silently broadcast along the wrong axis when N = T."
         )
     if not bool(torch.isfinite(advantages[trajectories.mask]).all()):
-        raise ValueError("advantages holds a value that is not finite.")
+        raise ValueError(f"{name} holds a value that is not finite.")
 
 
 def _gradient_norm(policy: nn.Module) -> float:
     """Euclidean norm of all gradients together; refuse to step along NaN."""
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    norm = float(torch.stack([g.norm() for g in gradients]).norm())
-    if not torch.isfinite(torch.tensor(norm, device="cpu")):
+    return _finite(float(torch.stack([g.norm() for g in gradients]).norm()))
+
+
+def _finite(norm: float) -> float:
+    """The norm of a gradient; refuse one to step along NaN."""
+    if not math.isfinite(norm):
         raise ValueError(
             "The gradient is not finite, so no step was taken. Look for infinite "
-            "logits or advantages."
+            "logits, values or advantages."
         )
     return norm

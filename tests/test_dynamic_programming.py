@@ -145,6 +145,82 @@ def test_performance_difference(world, discount, seed):
     torch.testing.assert_close(visits @ better, gained, rtol=0, atol=1e-10)
 
 
+# What the old policy's visits promise, and what is guaranteed
+
+
+def test_the_surrogate_and_the_bound_by_hand():
+    """pi = (1/2, 1/2) and (1/4, 3/4), pi' = (0.2, 0.8) in both states, gamma = 0.5.
+
+    V = (50/21, 64/7), A = (-25/21, 25/21) and (-18/7, 6/7), d = (4/3, 8/21), so that
+    L = 4/3 * 5/7 + 8/21 * 1.2/7. C = 4 * 18/7 * 0.5 / 0.25, and the policy moves most
+    in state 0: KL = 0.5 ln(0.5 / 0.2) + 0.5 ln(0.5 / 0.8).
+    """
+    old = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)
+    chances = [[0.2, 0.8], [0.2, 0.8], [1e-9, 1 - 1e-9]]  # the end does not count
+    new = torch.tensor(chances, dtype=torch.float64)
+    options = {"discount": 0.5, "start": dp.one_start(Chain(), 0)}
+    promised = dp.expected_surrogate(Chain(), old, new, **options)
+    expected = 4 / 3 * 5 / 7 + 8 / 21 * 1.2 / 7
+    assert float(promised) == pytest.approx(expected, rel=1e-12)
+    bound = dp.improvement_bound(Chain(), old, new, **options)
+    expected -= 144 / 7 * 0.2231435513
+    assert float(bound) == pytest.approx(expected, rel=1e-9)
+
+
+@every_world
+def test_the_surrogate_is_the_return_to_first_order(world):
+    old, start = random_policy(world, 3), random_start(world, 3)
+    new = old.clone().requires_grad_()
+    promised = dp.expected_surrogate(world, old, new, discount=0.9, start=start)
+    assert abs(float(promised.detach())) < 1e-12
+    (found,) = torch.autograd.grad(promised, new)
+    earned = dp.expected_return(world, new, discount=0.9, start=start)
+    (expected,) = torch.autograd.grad(earned, new)
+    # The rows of both sum to one: what moves all actions of a state alike is no change.
+    found, expected = (x - (old * x).sum(1, keepdim=True) for x in (found, expected))
+    assert float(expected.norm()) > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@every_world
+@pytest.mark.parametrize("discount", [0.5, 0.9, 0.99])
+def test_the_improvement_bound_is_never_violated(world, discount):
+    """Between policies near and far. Nothing promises as much without the penalty."""
+    broken = 0
+    for seed in range(40):
+        old, other = random_policy(world, seed), random_policy(world, seed + 100)
+        start = random_start(world, seed)
+        options = {"discount": discount, "start": start}
+        for share in (1e-4, 1e-2, 0.1, 0.5, 1.0):
+            new = (1 - share) * old + share * other
+            gained = dp.expected_return(world, new, **options)
+            gained -= dp.expected_return(world, old, **options)
+            bound = dp.improvement_bound(world, old, new, **options)
+            assert float(bound) <= float(gained) + 1e-12
+            promised = dp.expected_surrogate(world, old, new, **options)
+            broken += int(float(promised) > float(gained) + 1e-12)
+    assert broken > 20
+
+
+def test_the_bound_is_worth_something_close_by():
+    """Near enough, the guarantee is positive wherever the surrogate is."""
+    world, start = MazeEnv(size=2), random_start(MazeEnv(size=2), 0)
+    options = {"discount": 0.5, "start": start}
+    old = random_policy(world, 0)
+    better = dp.greedy(dp.advantages(world, old, discount=0.5))
+    new = 0.999999 * old + 0.000001 * better
+    bound = float(dp.improvement_bound(world, old, new, **options))
+    promised = float(dp.expected_surrogate(world, old, new, **options))
+    assert 0.9 * promised < bound < promised
+
+
+@pytest.mark.parametrize("discount", [1.0, 1.5, -0.1])
+def test_the_bound_needs_a_discount_below_one(discount):
+    policy, start = random_policy(Chain(), 0), random_start(Chain(), 0)
+    with pytest.raises(ValueError, match="discount must be at least 0 and below 1"):
+        dp.improvement_bound(Chain(), policy, policy, discount=discount, start=start)
+
+
 @every_world
 def test_advantages_average_to_zero(world):
     policy = random_policy(world, 3)

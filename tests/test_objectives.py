@@ -5,9 +5,12 @@ import torch
 from batches import seeded
 
 from rl_notes.objectives import (
+    importance_ratio,
     mean_over_sequences,
     mean_over_tokens,
     sum_over_constant,
+    surrogate,
+    value_loss,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -125,3 +128,67 @@ def test_shapes_that_would_broadcast_are_refused(aggregate, shape):
 def test_the_constant_must_be_positive(constant):
     with pytest.raises(ValueError, match=f"must be positive, but it is {constant}"):
         sum_over_constant(X, MASK, constant=constant)
+
+
+# The loss of a value function
+
+
+def test_the_value_loss_by_hand():
+    values = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], requires_grad=True)
+    targets = torch.tensor([[4.0, 2.0], [-1.0, 0.0]])
+    loss = value_loss(values, targets)
+    assert loss.tolist() == [[4.5, 0.0], [2.0, 0.125]]
+    loss.sum().backward()
+    assert values.grad.tolist() == [[-3.0, 0.0], [-2.0, 0.5]]  # V - target
+
+
+def test_the_least_value_loss_is_at_the_mean_of_the_targets():
+    targets, mask = torch.tensor([[1.0, 2.0, 9.0]]), torch.ones(1, 3).bool()
+    less, mean, more = (
+        float(mean_over_tokens(value_loss(torch.full((1, 3), v), targets), mask))
+        for v in (3.9, 4.0, 4.1)
+    )
+    assert mean < min(less, more)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3), (3, 3, 1), ()])
+def test_a_value_loss_that_would_broadcast_is_refused(shape):
+    square, other = torch.ones(3, 3), torch.ones(shape)
+    for values, targets in ((square, other), (other, square)):
+        with pytest.raises(ValueError, match=r"^targets has shape"):
+            value_loss(values, targets)
+
+
+# The surrogate
+
+
+def test_the_ratio_and_the_surrogate_by_hand():
+    new = torch.tensor([[0.5, 0.2, 0.1]]).double().log()
+    old = torch.tensor([[0.25, 0.4, 0.1]]).double().log()
+    advantages = torch.tensor([[3.0, -1.0, 7.0]]).double()
+    ratio = importance_ratio(new, old)
+    assert ratio.tolist()[0] == pytest.approx([2, 0.5, 1], rel=1e-14)
+    found = surrogate(ratio, advantages)
+    assert found.tolist()[0] == pytest.approx([6, -0.5, 7], rel=1e-14)
+
+
+def test_the_gradient_of_the_surrogate_by_hand():
+    """d (rho A) / d log pi_new = rho A: at the old policy, where rho = 1, it is A."""
+    old = torch.tensor([[0.25, 0.4, 0.1]]).double().log()
+    advantages = torch.tensor([[3.0, -1.0, 7.0]]).double()
+    for chances, expected in (
+        ([0.25, 0.4, 0.1], [3, -1, 7]),
+        ([0.5, 0.2, 0.1], [6, -0.5, 7]),
+    ):
+        new = torch.tensor([chances]).double().log().requires_grad_()
+        surrogate(importance_ratio(new, old), advantages).sum().backward()
+        assert new.grad.tolist()[0] == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("function", [importance_ratio, surrogate])
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3), (3, 2), ()])
+def test_numbers_of_different_steps_are_not_paired(function, shape):
+    with pytest.raises(ValueError, match=r"one number per step is needed: \[3, 3\]"):
+        function(torch.zeros(3, 3), torch.zeros(shape))
