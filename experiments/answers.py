@@ -61,6 +61,12 @@ def sample_scored(
     return with_scores(sampled, scores), scores
 
 
+def better_than_others(scores: Tensor, size: int) -> Tensor:
+    """Each score less the mean score of the other answers to its question, [N]."""
+    total = scores.view(-1, size).sum(1).repeat_interleave(size)
+    return scores - (total - scores) / (size - 1)
+
+
 def measure(model: PreTrainedModel, *, questions: int = 1000, size: int = 8) -> dict:
     """Held-out questions, always the same: greedy, sampled, pass@size, work, length."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))

@@ -13,12 +13,17 @@ import time
 from collections.abc import Sequence
 
 import torch
-from answers import fresh_sft, measure, sample_scored, seeded, store
-from torch import Tensor
+from answers import (
+    better_than_others,
+    fresh_sft,
+    measure,
+    sample_scored,
+    seeded,
+    store,
+)
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rl_notes.advantages import returns_to_go
 from rl_notes.language.training import fine_tune
 from rl_notes.policies import TransformerPolicy
 from rl_notes.trajectories import with_scores
@@ -29,12 +34,6 @@ GROUPS, SIZE = 64, 8
 LEARNING_RATE = 1e-4
 MEASURED_AT = (0, 5, 10, 20, 30)
 SFT_LEARNING_RATES = (1e-4, 1e-3)
-
-
-def others_mean(scores: Tensor) -> Tensor:
-    """The mean score of the other answers to the same question, [N]."""
-    total = scores.view(GROUPS, SIZE).sum(1).repeat_interleave(SIZE)
-    return (total - scores) / (SIZE - 1)
 
 
 def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool):
@@ -53,8 +52,8 @@ def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool):
         if not rule:
             scores = torch.rand(scores.shape, generator=generator).round()
             trajectories = with_scores(trajectories, scores)
-        baseline = others_mean(scores)
-        advantages = returns_to_go(trajectories) - baseline[:, None]
+        better = better_than_others(scores, SIZE)
+        advantages = better[:, None].expand_as(trajectories.mask)
         stats = reinforce_update(policy, optimizer, trajectories, advantages)
         seconds += time.process_time() - begin
         moved.append(round(stats.kl_mean, 6))

@@ -169,6 +169,27 @@ def by_a_loop(logits, ids):
     return -sum(math.log(p) for p in bets) / len(bets)
 
 
+# The natural step
+
+
+def by_lagrange(fisher, gradient, radius):
+    x = torch.linalg.inv(fisher) @ gradient
+    return x / torch.sqrt(x @ fisher @ x) * (2 * radius) ** 0.5
+
+
+def along_the_gradient(fisher, gradient, radius):
+    return gradient * torch.sqrt(2 * radius / (gradient @ fisher @ gradient))
+
+
+# The mean KL
+
+
+def by_definition(old, new, mask):
+    p = old.softmax(-1)
+    kl = (p * (p.log() - new.softmax(-1).log())).sum(-1)
+    return kl[mask].sum() / mask.sum()
+
+
 # The log-probability of an answer
 
 
@@ -313,6 +334,39 @@ EXERCISES = {
         },
         wrong_shape=lambda r, a: leave_one_out(r, a)[:, None],
     ),
+    "natural_step": Exercise(
+        exercises.check_natural_step,
+        right=[by_lagrange],
+        mistakes={
+            "its length is not yet": lambda f, g, d: torch.linalg.inv(f) @ g,
+            "The factor 2 is missing": lambda f, g, d: by_lagrange(f, g, d / 2),
+            "goes along the gradient": along_the_gradient,
+            "square root is missing": lambda f, g, d: (
+                2 * d * torch.linalg.inv(f) @ g / (g @ torch.linalg.inv(f) @ g)
+            ),
+            "You multiplied": lambda f, g, d: f @ g * torch.sqrt(2 * d / (g @ f @ g)),
+            "downhill": lambda f, g, d: -by_lagrange(f, g, d),
+        },
+        wrong_shape=lambda f, g, d: by_lagrange(f, g, d)[None],
+    ),
+    "mean_kl": Exercise(
+        exercises.check_mean_kl,
+        right=[by_definition],
+        mistakes={
+            r"still KL\(new": lambda o, n, m: by_definition(n, o, m),
+            "padding is still": lambda o, n, m: by_definition(o, n, m | True),
+            "Both mistakes": lambda o, n, m: by_definition(n, o, m | True),
+            "This is the sum": lambda o, n, m: by_definition(o, n, m) * m.sum(),
+            "counts as 0": lambda o, n, m: by_definition(o, n, m) * m.float().mean(),
+            "the largest": lambda o, n, m: max(
+                by_definition(o[i, t], n[i, t], torch.tensor(True))
+                for i in range(len(m))
+                for t in range(m.shape[1])
+                if m[i, t]
+            ),
+        },
+        wrong_shape=lambda o, n, m: by_definition(o, n, m)[None],
+    ),
     "sequence_logprob": Exercise(
         exercises.check_sequence_logprob,
         right=[by_categorical, row_by_row],
@@ -331,9 +385,7 @@ EXERCISES = {
                     for n in range(len(a))
                 ]
             ),
-            "shifted again": lambda z, a, m: by_categorical(
-                z.roll(1, dims=1), a, m
-            ),
+            "shifted again": lambda z, a, m: by_categorical(z.roll(1, dims=1), a, m),
             "one number for the batch": lambda z, a, m: of(z, a)[m].sum(),
         },
         wrong_shape=lambda z, a, m: by_categorical(z, a, m)[:, None],

@@ -9,6 +9,7 @@ from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_
 from rl_notes.exercises.maze import check_discounted_return, check_success_rate
 from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
 from rl_notes.exercises.three_steps import check_answer_mask, check_next_token_loss
+from rl_notes.exercises.trpo import check_mean_kl, check_natural_step
 from rl_notes.exercises.values import check_action_values, check_value_iteration
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "check_baseline",
     "check_discounted_return",
     "check_log_gradient",
+    "check_mean_kl",
+    "check_natural_step",
     "check_next_token_loss",
     "check_sampled_mask",
     "check_sequence_logprob",
