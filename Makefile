@@ -11,10 +11,15 @@ BOOK_READY := $(BOOK)/.ready-$(VERSION)
 # The environment of everything else.
 ALL := .venv
 ALL_READY := $(ALL)/.ready-$(VERSION)
+# The same with the libraries that ours is compared with.
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
 NOTEBOOKS ?=
+EXPERIMENTS ?= reinforce trpo
 
-.PHONY: help book test check unit nbval notebooks figures lab test-portability clean
+.PHONY: help book test check unit nbval notebooks results figures lab test-peers
+.PHONY: test-portability clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -23,11 +28,13 @@ help:
 	@echo 'make test              everything that CI checks: check, unit, nbval, book, links'
 	@echo 'make notebooks         execute every notebook in place and store its outputs;'
 	@echo '                       NOTEBOOKS="book/maze.ipynb" names the ones to execute'
+	@echo 'make results           run the long experiments again and store their results'
 	@echo 'make figures           draw the picture of the first page again'
 	@echo 'make lab               open the notebooks in JupyterLab'
 	@echo 'make check             ruff and mypy'
 	@echo 'make unit              the unit tests and the rules for notebooks'
 	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
+	@echo 'make test-peers        compare with other libraries, number by number'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make clean             remove what was built; the environments stay'
 
@@ -46,11 +53,18 @@ unit: $(ALL_READY)
 nbval: $(ALL_READY)
 	@$(GATE) notebooks
 
+test-peers: $(PEERS_READY)
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -q tests/peers
+
 test-portability: $(ALL_READY)
 	@$(GATE) portability
 
 notebooks: $(ALL_READY)
 	@$(ALL)/bin/python tests/run_notebooks.py $(NOTEBOOKS)
+
+results: $(ALL_READY)
+	@for name in $(EXPERIMENTS); do echo $$name; \
+	  PYTHONPATH=. OMP_NUM_THREADS=1 $(ALL)/bin/python experiments/$$name.py || exit 1; done
 
 figures: $(ALL_READY)
 	@OMP_NUM_THREADS=1 $(ALL)/bin/python book/figures.py
@@ -61,7 +75,7 @@ lab: $(ALL_READY)
 clean:
 	@rm -rf _build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
-	@echo 'Removed what was built. To remove the environments: rm -rf $(ALL) $(BOOK)'
+	@echo 'Removed what was built. To remove the environments: rm -rf $(ALL) $(BOOK) $(PEERS)'
 
 # $(call environment,FOLDER,LIST): an environment with exactly the packages of a list.
 define environment
@@ -82,4 +96,8 @@ $(ALL_READY): requirements.txt requirements-book.txt
 	$(call environment,$(ALL),requirements.txt)
 	@$(ALL)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
 	  "rl_notes_working_tree.pth").write_text("$(CURDIR)\n", encoding="utf-8")'
+	@touch $@
+
+$(PEERS_READY): requirements.txt requirements-book.txt requirements-peers.txt
+	$(call environment,$(PEERS),requirements.txt -r requirements-peers.txt)
 	@touch $@
