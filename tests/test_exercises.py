@@ -223,6 +223,133 @@ def by_cumulative_sum(actions, prompt_length, end):
     return sampled & (ends.cumsum(0) - ends.long() == 0)
 
 
+# Generalised advantage estimation
+
+
+def by_powers(rewards, values, discounts, lambda_):
+    """Straight from the definition: a sum over all pairs of steps."""
+    errors = rewards + discounts * values[:, 1:] - values[:, :-1]
+    found = torch.zeros_like(rewards)
+    for t in range(rewards.shape[1]):
+        weight = torch.ones_like(rewards[:, 0])
+        for later in range(t, rewards.shape[1]):
+            found[:, t] += weight * errors[:, later]
+            weight = weight * lambda_ * discounts[:, later]
+    return found
+
+
+def row_after_row(rewards, values, discounts, lambda_):
+    rows = []
+    for r, v, g in zip(
+        rewards.tolist(), values.tolist(), discounts.tolist(), strict=True
+    ):
+        following, row = 0.0, []
+        for t in reversed(range(len(r))):
+            following = r[t] + g[t] * (v[t + 1] + lambda_ * following) - v[t]
+            row.insert(0, following)
+        rows.append(row)
+    return rows
+
+
+def without_bootstrap(rewards, values, discounts, lambda_):
+    values = values.clone()
+    values[:, -1] = 0
+    return by_powers(rewards, values, discounts, lambda_)
+
+
+def decaying_by_lambda(rewards, values, discounts, lambda_):
+    surprises = rewards + discounts * values[:, 1:] - values[:, :-1]
+    following = [surprises[:, -1]]
+    for t in reversed(range(rewards.shape[1] - 1)):
+        following.insert(0, surprises[:, t] + lambda_ * following[0])
+    return torch.stack(following, dim=1)
+
+
+def running_forward(rewards, values, discounts, lambda_):
+    surprises = rewards + discounts * values[:, 1:] - values[:, :-1]
+    before = [surprises[:, 0]]
+    for t in range(1, rewards.shape[1]):
+        before.append(surprises[:, t] + discounts[:, t] * lambda_ * before[-1])
+    return torch.stack(before, dim=1)
+
+
+# Ended and cut
+
+
+def zero_where_ended(terminated, truncated, gamma):
+    return torch.where(terminated, 0.0, gamma)
+
+
+def zero_in_a_loop(terminated, truncated, gamma):
+    return [[0.0 if ended else gamma for ended in row] for row in terminated.tolist()]
+
+
+# The line search
+
+
+def by_a_while_loop(kls, gains, radius):
+    j = 0
+    while j < len(kls):
+        if gains[j] > 0 and not kls[j] > radius:
+            return 0.8**j
+        j += 1
+    return 0
+
+
+def scales_of(kls):
+    return [0.8**j for j in range(len(kls))]
+
+
+# The solver that shared its memory
+
+
+def by_krylov(product, b, n):
+    """The best x in the span of b, A b, A A b, ..."""
+    columns = [b / b.norm()]
+    for _ in range(n - 1):
+        columns.append(product(columns[-1]))
+    basis = torch.linalg.qr(torch.stack(columns, dim=1))[0]
+    images = torch.stack([product(v) for v in basis.T], dim=1)
+    return basis @ torch.linalg.solve(basis.T @ images, basis.T @ b)
+
+
+def in_place(product, b, n, start):
+    """Textbook code with `-=`; p and r begin as `start` makes them."""
+    x = torch.zeros_like(b)
+    p, r = start(b)
+    for _ in range(n):
+        image, before = product(p), r @ r
+        x += before / (p @ image) * p
+        r -= before / (p @ image) * image
+        p = r + (r @ r) / before * p
+    return x
+
+
+def both_copied(b):
+    return b.clone(), b.clone()
+
+
+def no_copy(b):
+    return b, b
+
+
+def only_p_copied(b):
+    return b.clone(), b
+
+
+def one_copy_for_both(b):
+    copy = b.clone()
+    return copy, copy
+
+
+def always_down(product, b, n):
+    x = torch.zeros_like(b)
+    for _ in range(n):
+        r = b - product(x)
+        x += (r @ r) / (r @ product(r)) * r
+    return x
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -409,6 +536,80 @@ EXERCISES = {
             ),
         },
         wrong_shape=lambda a, n, e: by_the_first_end(a, n, e)[None],
+    ),
+    "gae": Exercise(
+        exercises.check_gae,
+        right=[by_powers, row_after_row],
+        mistakes={
+            "discount belongs there": decaying_by_lambda,
+            r"V\(s_T\) is missing": without_bootstrap,
+            "runs forward": running_forward,
+            "same discount everywhere": lambda r, v, g, lam: by_powers(
+                r, v, torch.full_like(g, 0.9), lam
+            ),
+            "TD error alone": lambda r, v, g, lam: by_powers(r, v, g, 0),
+            "This is lambda = 1": lambda r, v, g, lam: by_powers(r, v, g, 1),
+            "targets for the critic": lambda r, v, g, lam: (
+                by_powers(r, v, g, lam) + v[:, :-1]
+            ),
+            "sign is turned": lambda r, v, g, lam: -by_powers(r, v, g, lam),
+        },
+        wrong_shape=lambda r, v, g, lam: by_powers(r, v, g, lam).T,
+    ),
+    "discounts": Exercise(
+        exercises.check_discounts,
+        right=[zero_where_ended, zero_in_a_loop],
+        mistakes={
+            "time limit is treated as an end": lambda ended, cut, gamma: (
+                zero_where_ended(ended | cut, cut, gamma)
+            ),
+            "wrong way round": lambda ended, cut, gamma: zero_where_ended(
+                cut, ended, gamma
+            ),
+            "Both at once": lambda ended, cut, gamma: zero_where_ended(
+                ended.logical_and(cut.logical_not()), cut, gamma
+            ),
+            "Nothing ever ends": lambda ended, cut, gamma: gamma * torch.ones(4, 3),
+            "1 is not gamma": lambda ended, cut, gamma: 1 - ended.double(),
+        },
+        wrong_shape=lambda ended, cut, gamma: zero_where_ended(ended, cut, gamma).T,
+    ),
+    "line_search": Exercise(
+        exercises.check_line_search,
+        right=[by_a_while_loop],
+        mistakes={
+            "KL is never checked": lambda k, g, d: by_a_while_loop([0] * len(k), g, d),
+            "gain is never checked": lambda k, g, d: by_a_while_loop(
+                k, [1] * len(g), d
+            ),
+            "gain of zero": lambda k, g, d: next(
+                (0.8**j for j in range(len(k)) if k[j] <= d and g[j] >= 0), 0.0
+            ),
+            "not the last one": lambda k, g, d: next(
+                (s for s in scales_of(k) if s == by_a_while_loop(k, g, d)),
+                scales_of(k)[-1],
+            ),
+            "1.5 times": lambda k, g, d: by_a_while_loop(k, g, 1.5 * d),
+            "the shortest": lambda k, g, d: min(
+                (0.8**j for j in range(len(k)) if k[j] <= d and g[j] > 0),
+                default=0.0,
+            ),
+            "This is j": lambda k, g, d: next(
+                (j for j in range(len(k)) if k[j] <= d and g[j] > 0), len(k)
+            ),
+        },
+        wrong_shape=lambda k, g, d: [by_a_while_loop(k, g, d)],
+    ),
+    "conjugate_gradient": Exercise(
+        exercises.check_conjugate_gradient,
+        right=[by_krylov, lambda f, b, n: in_place(f, b, n, both_copied)],
+        mistakes={
+            "under three names": lambda f, b, n: in_place(f, b, n, no_copy),
+            "x is right, but": lambda f, b, n: in_place(f, b, n, only_p_copied),
+            "r and p still share": lambda f, b, n: in_place(f, b, n, one_copy_for_both),
+            "residual alone": always_down,
+        },
+        wrong_shape=lambda f, b, n: by_krylov(f, b, n)[None],
     ),
 }
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)

@@ -48,6 +48,16 @@ def test_reinforce_has_five_seeds_of_everything_from_one_start():
     assert len({run["curve"][-1]["sampled"] for run in rule}) > 1
 
 
+def test_trpo_has_five_seeds_of_both_settings_inside_their_radius():
+    stored = results.load("trpo")
+    assert seeds_of(stored["promises"]) == list(range(5))
+    for name, setting in stored["settings"].items():
+        assert seeds_of(stored[name]) == list(range(5))
+        updates = [update for run in stored[name] for update in run["updates"]]
+        assert all(0 <= u["kl_mean"] <= setting["max_kl"] for u in updates)
+        assert any(u["accepted"] for u in updates)
+
+
 @pytest.fixture
 def experiment(monkeypatch, tmp_path):
     """The experiment's modules, made small, writing to another folder."""
@@ -60,7 +70,7 @@ def experiment(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
-        few = partial(answers.measure, questions=6, size=2)
+        few = partial(answers.measure, questions=6, size=8)
         monkeypatch.setattr(module, "measure", few)
         module.main()
         return json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
@@ -69,7 +79,7 @@ def experiment(monkeypatch, tmp_path):
     sys.modules.pop("answers")
 
 
-def test_the_experiment_runs(experiment):
+def test_the_experiment_with_reinforce_runs(experiment):
     made = experiment(
         "reinforce",
         SEEDS=range(2),
@@ -84,3 +94,25 @@ def test_the_experiment_runs(experiment):
     assert [point["updates"] for point in made["rule"][1]["curve"]] == [0, 2]
     assert len(made["rule"][0]["kl"]) == 2
     assert all(moved > 0 for moved in made["rule"][0]["kl"])
+
+
+def test_the_experiment_with_trpo_runs(experiment):
+    small = {"groups": 4, "size": 2, "max_kl": 0.003, "damping": 1.0}
+    made = experiment(
+        "trpo",
+        SEEDS=range(1),
+        MEASURED_AT=(0, 1),
+        CAREFUL={**small, "rows": None},
+        EAGER={**small, "rows": 3},
+        DAMPINGS=(1.0,),
+        BATCHES=(4,),
+        FRESH=4,
+    )
+    stored = results.load("trpo")
+    assert made.keys() == stored.keys()
+    for name in ("careful", "eager"):
+        assert made[name][0].keys() == stored[name][0].keys()
+        assert made[name][0]["curve"][0].keys() == stored[name][0]["curve"][0].keys()
+    assert made["promises"][0]["steps"][0].keys() == (
+        stored["promises"][0]["steps"][0].keys()
+    )

@@ -5,18 +5,27 @@ None), says so when the answer is right, and names the mistake when it is a like
 it compares the answer with wrong solutions that people write.
 """
 
+from rl_notes.exercises.critic import check_discounts, check_gae
 from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_logprob
 from rl_notes.exercises.maze import check_discounted_return, check_success_rate
 from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
 from rl_notes.exercises.three_steps import check_answer_mask, check_next_token_loss
 from rl_notes.exercises.trpo import check_mean_kl, check_natural_step
+from rl_notes.exercises.trpo_in_depth import (
+    check_conjugate_gradient,
+    check_line_search,
+)
 from rl_notes.exercises.values import check_action_values, check_value_iteration
 
 __all__ = [
     "check_action_values",
     "check_answer_mask",
     "check_baseline",
+    "check_conjugate_gradient",
     "check_discounted_return",
+    "check_discounts",
+    "check_gae",
+    "check_line_search",
     "check_log_gradient",
     "check_mean_kl",
     "check_natural_step",
