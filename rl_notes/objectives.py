@@ -35,6 +35,37 @@ def surrogate(
     return ratio * advantages
 
 
+def clipped_surrogate(
+    ratio: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+) -> Float[Tensor, "N T"]:
+    """The surrogate, without reward for going too far (clip). To be maximised.
+
+    min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
+
+    The smaller of the two is chosen after the multiplication: with A_t > 0 it is flat
+    above 1 + clip_high, with A_t < 0 below 1 - clip_low, and nowhere else. Where it is
+    flat the step has no gradient: it is not driven further, and not driven back either.
+    A ratio on the wrong side, of a good action that has become rare or of a bad one
+    that has become frequent, is never clipped. At rho_t = 1 the gradient is that of the
+    (surrogate) (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7).
+
+    clip_low = 1 clips nothing from below, and clip_high = inf nothing from above.
+    """
+    _require_same_shape("advantages", advantages, ratio)
+    if not (0 < clip_low <= 1 and clip_high > 0):
+        raise ValueError(
+            "clip_low must lie above 0 and be at most 1, and clip_high must be "
+            f"positive, but they are {clip_low} and {clip_high}. Both are distances "
+            "from a ratio of 1, such as 0.2."
+        )
+    near = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.minimum(ratio * advantages, near * advantages)
+
+
 def mean_over_tokens(
     x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, ""]:
