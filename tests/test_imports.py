@@ -32,7 +32,7 @@ PUBLIC = {
         *("returns_to_go", "discount_weights", "td_errors", "gae", "normalise"),
         "explained_variance",
     ],
-    "rl_notes.divergences": ["kl_exact"],
+    "rl_notes.divergences": ["kl_exact", "k1", "k2", "k3"],
     "rl_notes.device": ["pick_device"],
     "rl_notes.objectives": [
         *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
