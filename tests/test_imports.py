@@ -43,8 +43,8 @@ PUBLIC = {
         *("line_search", "trainable", "flatten", "split", "flat_gradient", "move"),
     ],
     "rl_notes.updates": [
-        *("reinforce_update", "trpo_update", "fit_value"),
-        *("UpdateStats", "TrustRegionStats", "ValueStats"),
+        *("reinforce_update", "trpo_update", "ppo_update", "fit_value"),
+        *("UpdateStats", "TrustRegionStats", "ClipStats", "ValueStats"),
     ],
     "rl_notes.language.arithmetic": [
         *("questions", "question_of", "numbers", "is_held_out", "documents"),
