@@ -1,5 +1,6 @@
-"""What is maximised, one number per step, and how steps become one scalar.
+"""What is maximised or minimised, and how steps become one scalar.
 
+An objective is one number per step, [N, T]; what compares answers is one per pair, [N].
 What is called a loss is minimised. An aggregation is linear in its first argument.
 What stands where the mask is False never enters, not even as NaN.
 """
@@ -117,11 +118,32 @@ def value_loss(
     return 0.5 * (values - targets) ** 2
 
 
-def _require_same_shape(name: str, x: Tensor, other: Tensor) -> None:
-    """Raise where broadcasting would pair numbers of different steps."""
+def preference_loss(
+    chosen_scores: Float[Tensor, " N"], rejected_scores: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """How badly the scores explain a choice, per pair (preference). Minimised.
+
+    -log sigmoid(chosen - rejected)
+
+    The model of Bradley and Terry (1952): the answer of score x is preferred to that of
+    score y with probability sigmoid(x - y). The loss is minus the log-probability of
+    the choice that was made, log 2 where the scores are equal. It is logistic
+    regression on a difference: a number added to both scores changes nothing, and so
+    scores mean nothing but differences.
+    """
+    _require_same_shape(
+        "rejected_scores", rejected_scores, chosen_scores, each="score per pair"
+    )
+    return -torch.nn.functional.logsigmoid(chosen_scores - rejected_scores)
+
+
+def _require_same_shape(
+    name: str, x: Tensor, other: Tensor, *, each: str = "number per step"
+) -> None:
+    """Raise where broadcasting would pair numbers that do not belong together."""
     if x.shape != other.shape:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, but one number per step is needed: "
+            f"{name} has shape {tuple(x.shape)}, but one {each} is needed: "
             f"{list(other.shape)}."
         )
 

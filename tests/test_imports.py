@@ -36,7 +36,8 @@ PUBLIC = {
     "rl_notes.device": ["pick_device"],
     "rl_notes.objectives": [
         *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
-        *("importance_ratio", "surrogate", "clipped_surrogate", "value_loss"),
+        *("importance_ratio", "surrogate", "clipped_surrogate"),
+        *("value_loss", "preference_loss"),
     ],
     "rl_notes.trust_region": [
         *("conjugate_gradient", "fisher_vector_product", "natural_step"),

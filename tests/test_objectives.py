@@ -10,6 +10,7 @@ from rl_notes.objectives import (
     importance_ratio,
     mean_over_sequences,
     mean_over_tokens,
+    preference_loss,
     sum_over_constant,
     surrogate,
     value_loss,
@@ -314,3 +315,64 @@ def test_a_clip_is_a_distance_from_one(low, high):
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match=f"positive, but they are {low} and {high}"):
         clipped_surrogate(x, x, clip_low=low, clip_high=high)
+
+
+# Preferences
+
+
+def test_the_preference_loss_by_hand():
+    """Odds of 3 to 1 are a difference of log 3: preferred with probability 3/4."""
+    three = math.log(3)
+    scores = torch.tensor([[three, 0, 5], [0, three, 5]], dtype=torch.float64)
+    chosen, rejected = (part.requires_grad_() for part in scores)
+    loss = preference_loss(chosen, rejected)
+    assert loss.tolist() == pytest.approx([math.log(4 / 3), math.log(4), math.log(2)])
+    loss.sum().backward()
+    # Minus the probability of the choice that was not made.
+    expected = [-1 / 4, -3 / 4, -1 / 2]
+    assert chosen.grad.tolist() == pytest.approx(expected, abs=1e-12)
+    assert rejected.grad.tolist() == pytest.approx([1 / 4, 3 / 4, 1 / 2], abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_preference_loss_of_scores_far_apart(dtype):
+    """Straight on the wrong side, and never 0 on the right one: no log of 0."""
+    chosen = torch.tensor([0.0, 1000.0, 40.0], dtype=dtype, requires_grad=True)
+    rejected = torch.tensor([1000.0, 0.0, 0.0], dtype=dtype)
+    loss = preference_loss(chosen, rejected)
+    expected = [1000.0, 0.0, math.exp(-40)]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-5, abs=0)
+    loss.sum().backward()
+    assert chosen.grad.tolist() == pytest.approx([-1, 0, -math.exp(-40)], rel=1e-5)
+
+
+def test_only_the_difference_of_scores_counts():
+    chosen, rejected = random_x(0)[0], random_x(1)[0]
+    loss = preference_loss(chosen, rejected)
+    shifted = preference_loss(chosen + 7, rejected + 7)
+    torch.testing.assert_close(shifted, loss, rtol=1e-12, atol=1e-12)
+    # The two possible choices have probabilities that add up to 1.
+    other = preference_loss(rejected, chosen)
+    both = (-loss).exp() + (-other).exp()
+    torch.testing.assert_close(both, torch.ones_like(both), rtol=0, atol=1e-12)
+
+
+def test_the_best_scores_are_the_odds_of_the_choices():
+    """Chosen 9 times of 12: the mean loss is least at a difference of log 3."""
+    wins = torch.tensor([True] * 9 + [False] * 3)
+
+    def mean_loss(difference):
+        one, other = torch.full((12,), difference), torch.zeros(12)
+        chosen, rejected = torch.where(wins, one, other), torch.where(wins, other, one)
+        return float(preference_loss(chosen, rejected).mean())
+
+    best = math.log(3)
+    assert mean_loss(best) < min(mean_loss(best - 0.1), mean_loss(best + 0.1))
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 3), (4,), ()])
+def test_scores_of_different_pairs_are_not_compared(shape):
+    message = r"^rejected_scores has shape .*one score per pair is needed: \[3\]"
+    with pytest.raises(ValueError, match=message):
+        preference_loss(torch.zeros(3), torch.zeros(shape))

@@ -289,9 +289,7 @@ def test_no_epoch_is_begun_once_the_kl_is_too_large(kind):
         assert stopped.epochs == done
         assert stopped.kl_mean == pytest.approx(found, rel=1e-9)
         assert found > max_kl
-        if (
-            done == 3
-        ):  # the epoch that went too far is kept, and looking changed nothing
+        if done == 3:  # the epoch that went too far is kept, and looking moves nothing
             assert stopped == stats
             assert all(map(torch.equal, others, weights))
 
