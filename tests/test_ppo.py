@@ -122,10 +122,10 @@ def test_what_an_update_reports_by_hand(low, high, held):
 
 
 def one_choice(advantage):
-    """One state, two actions, equally likely; the first was chosen."""
+    """One state, two actions, equally likely; the first was chosen. Then padding."""
     policy = TabularPolicy(1, 2).double()
-    batch = random_batch([1], states=1, actions=1)
-    return policy, its_own(policy, batch), torch.tensor([[advantage]]).double()
+    batch = random_batch([1], steps=2, states=1, actions=1)
+    return policy, its_own(policy, batch), torch.tensor([[advantage, 5.0]]).double()
 
 
 @pytest.mark.parametrize(
