@@ -1,4 +1,11 @@
-"""How far one policy is from another."""
+"""How far one policy is from another: KL(p || q), exactly, or from samples of p.
+
+k1, k2 and k3 each estimate KL(p || q) from an action that p sampled, one number per
+action (Schulman 2020, "Approximating KL divergence",
+http://joschu.net/blog/kl-approx.html). p is the policy, q the reference, and
+r = log p(a) - log q(a). They differ in noise and bias, and much more in what their
+gradient does in a loss, where the action is a number and only log p(a) moves.
+"""
 
 import torch
 from jaxtyping import Float
@@ -22,3 +29,58 @@ def kl_exact(
     # An action that the first excludes adds nothing, whatever the reference says. The
     # ratio is replaced before the product: 0 * inf would turn the gradient to NaN.
     return (probabilities * torch.where(probabilities > 0, log_ratio, 0)).sum(-1)
+
+
+def k1(
+    logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """The log-ratio: an estimate of KL(p || q) without bias (k1).
+
+    k1 = log p(a) - log q(a), where a was sampled from p.
+
+    Negative wherever p finds a less likely than q does, and so a noisy estimate. In a
+    loss it does nothing: its gradient is that of log p(a), with mean 0, and the
+    reference is not in it. Its place is in the reward: there -k1, summed over what
+    followed by `returns_to_go`, leads straight down the KL of whole sequences.
+    """
+    return _log_ratio(logprobs, reference_logprobs)
+
+
+def k2(
+    logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Half the squared log-ratio: an estimate of KL(p || q) with a bias (k2).
+
+    k2 = 1/2 (log p(a) - log q(a))^2, where a was sampled from p.
+
+    Never negative. Its bias E[r^2]/2 - E[r] is of third order where p is close to q,
+    and it has either sign. Its gradient, in a loss, has no bias: in the mean it is that
+    of KL(p || q).
+    """
+    return 0.5 * _log_ratio(logprobs, reference_logprobs) ** 2
+
+
+def k3(
+    logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """The log-ratio, less noise: an estimate of KL(p || q) without bias (k3).
+
+    k3 = q(a)/p(a) - 1 - log(q(a)/p(a)), where a was sampled from p.
+
+    Never negative. q/p - 1 has mean 0 and is large where the log-ratio is small. Its
+    gradient, in a loss, is in the mean that of the other direction, KL(q || p). Both
+    hold if p allows every action that q allows, as a softmax does.
+    """
+    log_ratio = _log_ratio(logprobs, reference_logprobs)
+    # expm1 is exact where p is close to q and exp(-r) - 1 would be rounding alone.
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def _log_ratio(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """The logarithm of p/q; refuse shapes that would broadcast."""
+    if logprobs.shape != reference_logprobs.shape:
+        raise ValueError(
+            f"reference_logprobs has shape {tuple(reference_logprobs.shape)}, but one "
+            f"number for each of logprobs is needed: {list(logprobs.shape)}."
+        )
+    return logprobs - reference_logprobs

@@ -1,5 +1,6 @@
-"""What is maximised, one number per step, and how steps become one scalar.
+"""What is maximised or minimised, and how steps become one scalar.
 
+An objective is one number per step, [N, T]; what compares answers is one per pair, [N].
 What is called a loss is minimised. An aggregation is linear in its first argument.
 What stands where the mask is False never enters, not even as NaN.
 """
@@ -33,6 +34,37 @@ def surrogate(
     """
     _require_same_shape("advantages", advantages, ratio)
     return ratio * advantages
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+) -> Float[Tensor, "N T"]:
+    """The surrogate, without reward for going too far (clip). To be maximised.
+
+    min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
+
+    The smaller of the two is chosen after the multiplication: with A_t > 0 it is flat
+    above 1 + clip_high, with A_t < 0 below 1 - clip_low, and nowhere else. Where it is
+    flat the step has no gradient: it is not driven further, and not driven back either.
+    A ratio on the wrong side, of a good action that has become rare or of a bad one
+    that has become frequent, is never clipped. At rho_t = 1 the gradient is that of the
+    (surrogate) (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7).
+
+    clip_low = 1 clips nothing from below, and clip_high = inf nothing from above.
+    """
+    _require_same_shape("advantages", advantages, ratio)
+    if not (0 < clip_low <= 1 and clip_high > 0):
+        raise ValueError(
+            "clip_low must lie above 0 and be at most 1, and clip_high must be "
+            f"positive, but they are {clip_low} and {clip_high}. Both are distances "
+            "from a ratio of 1, such as 0.2."
+        )
+    near = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.minimum(ratio * advantages, near * advantages)
 
 
 def mean_over_tokens(
@@ -86,11 +118,32 @@ def value_loss(
     return 0.5 * (values - targets) ** 2
 
 
-def _require_same_shape(name: str, x: Tensor, other: Tensor) -> None:
-    """Raise where broadcasting would pair numbers of different steps."""
+def preference_loss(
+    chosen_scores: Float[Tensor, " N"], rejected_scores: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """How badly the scores explain a choice, per pair (preference). Minimised.
+
+    -log sigmoid(chosen - rejected)
+
+    The model of Bradley and Terry (1952): the answer of score x is preferred to that of
+    score y with probability sigmoid(x - y). The loss is minus the log-probability of
+    the choice that was made, log 2 where the scores are equal. It is logistic
+    regression on a difference: a number added to both scores changes nothing, and so
+    scores mean nothing but differences.
+    """
+    _require_same_shape(
+        "rejected_scores", rejected_scores, chosen_scores, each="score per pair"
+    )
+    return -torch.nn.functional.logsigmoid(chosen_scores - rejected_scores)
+
+
+def _require_same_shape(
+    name: str, x: Tensor, other: Tensor, *, each: str = "number per step"
+) -> None:
+    """Raise where broadcasting would pair numbers that do not belong together."""
     if x.shape != other.shape:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, but one number per step is needed: "
+            f"{name} has shape {tuple(x.shape)}, but one {each} is needed: "
             f"{list(other.shape)}."
         )
 

@@ -1,5 +1,7 @@
 """State = prefix, action = token: the language model as any other environment."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from gymnasium.vector import SyncVectorEnv
 from language_models import exact, tiny
 from torch import nn
 
+from rl_notes.advantages import returns_to_go
+from rl_notes.divergences import k1, k2, k3, kl_exact
 from rl_notes.language import tokenizer as little
 from rl_notes.language.arithmetic import accuracy_reward, is_right, questions
 from rl_notes.language.generation import generate
 from rl_notes.language.models import load
-from rl_notes.policies import TransformerPolicy
+from rl_notes.policies import TransformerPolicy, action_logprobs, states
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories, with_scores
 from rl_notes.updates import reinforce_update
@@ -284,3 +288,92 @@ def test_sampled_estimate_approaches_the_exact_gradient(policy):
     value = float(expected_reward(policy).detach())
     spread = float(chances @ torch.tensor(list(SCORES.values())).double().square())
     assert abs(float(scores.mean()) - value) < 5 * (spread / n) ** 0.5
+
+
+# A reference to stay close to: what the estimates of the KL do to whole answers
+
+
+@pytest.fixture
+def reference():
+    return TransformerPolicy(tiny(vocabulary=3, end=END, scale=20, seed=1))
+
+
+def gradient(policy, scalar):
+    return flat(torch.autograd.grad(scalar, policy.parameters()))
+
+
+def mean_over_answers(policy, one_answer):
+    """The exact mean over all answers of what `one_answer(row)` gives for each."""
+    with torch.no_grad():
+        chances = [probability(policy, answer) for answer in ANSWERS]
+    return sum(
+        chance * one_answer(one_row(answer))
+        for chance, answer in zip(chances, ANSWERS, strict=True)
+    )
+
+
+def sequence_kl(policy, reference):
+    """KL(policy || reference) of whole answers, as a function of the policy."""
+    return sum(
+        chance * (chance / probability(reference, answer).detach()).log()
+        for answer in ANSWERS
+        for chance in [probability(policy, answer)]
+    )
+
+
+def in_the_reward(policy, reference, weigh):
+    """Where a reward of k1 per token leads, weighed by `weigh(row with rewards)`."""
+
+    def one_answer(row):
+        logprobs = action_logprobs(policy, row)
+        rewards = k1(logprobs, action_logprobs(reference, row)).detach()
+        weights = weigh(replace(row, rewards=rewards))
+        return gradient(policy, (logprobs * weights).sum())
+
+    return mean_over_answers(policy, one_answer)
+
+
+def in_the_loss(policy, reference, estimate):
+    def one_answer(row):
+        theirs = action_logprobs(reference, row).detach()
+        return gradient(policy, estimate(action_logprobs(policy, row), theirs).sum())
+
+    return mean_over_answers(policy, one_answer)
+
+
+def state_by_state(policy, reference, divergence):
+    """The gradient of a divergence at each state met, the way there held fixed."""
+
+    def one_answer(row):
+        seen = states(row)
+        per_state = divergence(policy(seen), reference(seen).detach())
+        return gradient(policy, per_state[row.mask].sum())
+
+    return mean_over_answers(policy, one_answer)
+
+
+def test_k1_in_the_reward_has_the_gradient_of_the_kl_of_answers(policy, reference):
+    kl = sequence_kl(policy, reference)
+    exactly = gradient(policy, kl)
+    assert float(kl.detach()) > 0.1
+    found = in_the_reward(policy, reference, returns_to_go)
+    torch.testing.assert_close(found, exactly, rtol=0, atol=1e-10)
+    # What follows an action is part of it: less than that is another gradient.
+    alone = in_the_reward(policy, reference, lambda row: row.rewards)
+    assert float((alone - exactly).norm()) > 0.1 * float(exactly.norm())
+
+
+def test_in_the_loss_the_estimates_see_each_state_by_itself(policy, reference):
+    nothing = in_the_loss(policy, reference, k1)
+    torch.testing.assert_close(nothing, torch.zeros_like(nothing), rtol=0, atol=1e-10)
+    reverse = state_by_state(policy, reference, kl_exact)
+    forward = state_by_state(policy, reference, lambda p, q: kl_exact(q, p))
+    for estimate, expected in ((k2, reverse), (k3, forward)):
+        found = in_the_loss(policy, reference, estimate)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    # k1 in the reward, of its own step alone, is k2 in the loss.
+    alone = in_the_reward(policy, reference, lambda row: row.rewards)
+    torch.testing.assert_close(alone, reverse, rtol=0, atol=1e-10)
+    exactly = gradient(policy, sequence_kl(policy, reference))
+    for wrong in (reverse, forward):
+        assert float((wrong - exactly).norm()) > 0.1 * float(exactly.norm())

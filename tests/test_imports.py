@@ -32,19 +32,20 @@ PUBLIC = {
         *("returns_to_go", "discount_weights", "td_errors", "gae", "normalise"),
         "explained_variance",
     ],
-    "rl_notes.divergences": ["kl_exact"],
+    "rl_notes.divergences": ["kl_exact", "k1", "k2", "k3"],
     "rl_notes.device": ["pick_device"],
     "rl_notes.objectives": [
         *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
-        *("importance_ratio", "surrogate", "value_loss"),
+        *("importance_ratio", "surrogate", "clipped_surrogate"),
+        *("value_loss", "preference_loss"),
     ],
     "rl_notes.trust_region": [
         *("conjugate_gradient", "fisher_vector_product", "natural_step"),
         *("line_search", "trainable", "flatten", "split", "flat_gradient", "move"),
     ],
     "rl_notes.updates": [
-        *("reinforce_update", "trpo_update", "fit_value"),
-        *("UpdateStats", "TrustRegionStats", "ValueStats"),
+        *("reinforce_update", "trpo_update", "ppo_update", "fit_value"),
+        *("UpdateStats", "TrustRegionStats", "ClipStats", "ValueStats"),
     ],
     "rl_notes.language.arithmetic": [
         *("questions", "question_of", "numbers", "is_held_out", "documents"),

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -5,9 +6,11 @@ import torch
 from batches import seeded
 
 from rl_notes.objectives import (
+    clipped_surrogate,
     importance_ratio,
     mean_over_sequences,
     mean_over_tokens,
+    preference_loss,
     sum_over_constant,
     surrogate,
     value_loss,
@@ -187,8 +190,189 @@ def test_the_gradient_of_the_surrogate_by_hand():
 
 
 @pytest.mark.usefixtures("as_a_reader_runs_it")
-@pytest.mark.parametrize("function", [importance_ratio, surrogate])
+@pytest.mark.parametrize(
+    "function",
+    [
+        importance_ratio,
+        surrogate,
+        partial(clipped_surrogate, clip_low=0.2, clip_high=0.2),
+    ],
+)
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3), (3, 2), ()])
 def test_numbers_of_different_steps_are_not_paired(function, shape):
     with pytest.raises(ValueError, match=r"one number per step is needed: \[3, 3\]"):
         function(torch.zeros(3, 3), torch.zeros(shape))
+
+
+# The clipped surrogate
+
+LOW, HIGH = 0.2, 0.3
+# Ratio, advantage; the objective, and its gradient with respect to log pi_new.
+CORNERS = {
+    "good, far above: flat": (1.5, 2.0, 2.6, 0.0),
+    "good, far below: driven up": (0.5, 2.0, 1.0, 1.0),
+    "bad, far above: driven down": (1.5, -2.0, -3.0, -3.0),
+    "bad, far below: flat": (0.5, -2.0, -1.6, 0.0),
+    "good, a little above": (1.25, 2.0, 2.5, 2.5),
+    "good, a little below": (0.85, 2.0, 1.7, 1.7),
+    "bad, a little above": (1.25, -2.0, -2.5, -2.5),
+    "bad, a little below": (0.85, -2.0, -1.7, -1.7),
+    "neither good nor bad": (1.5, 0.0, 0.0, 0.0),
+}
+
+
+def check_corners(function):
+    old = torch.tensor([[0.4]]).double().log()
+    for name, (ratio, advantage, value, slope) in CORNERS.items():
+        new = (old + math.log(ratio)).requires_grad_()
+        advantages = torch.tensor([[advantage]]).double()
+        found = function(
+            importance_ratio(new, old), advantages, clip_low=LOW, clip_high=HIGH
+        )
+        found.sum().backward()
+        assert found.item() == pytest.approx(value, abs=1e-12), name
+        assert new.grad.item() == pytest.approx(slope, abs=1e-12), name
+
+
+def test_the_clip_at_every_corner_of_sign_and_side():
+    check_corners(clipped_surrogate)
+
+
+def test_at_the_old_policy_the_clip_has_the_gradient_of_reinforce():
+    advantages = random_x(1)
+    logprobs = (-random_x(0).abs()).requires_grad_()
+    ratio = importance_ratio(logprobs, logprobs.detach())
+    assert torch.equal(ratio, torch.ones_like(ratio))
+    clipped = clipped_surrogate(ratio, advantages, clip_low=LOW, clip_high=HIGH)
+    (found,) = torch.autograd.grad(mean_over_tokens(clipped, MASK), logprobs)
+    reinforce = mean_over_tokens(logprobs * advantages, MASK)
+    (expected,) = torch.autograd.grad(reinforce, logprobs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+    assert float(expected.norm()) > 0.1
+
+
+def by_sign(ratio, advantages, *, clip_low, clip_high):
+    """The larger one for a negative advantage, as one well-known book has it."""
+    near = ratio.clamp(1 - clip_low, 1 + clip_high)
+    one, other = ratio * advantages, near * advantages
+    return torch.where(advantages >= 0, torch.minimum(one, other), one.maximum(other))
+
+
+def clip_alone(ratio, advantages, *, clip_low, clip_high):
+    return ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+
+
+def smaller_ratio_first(ratio, advantages, *, clip_low, clip_high):
+    near = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.minimum(ratio, near) * advantages
+
+
+def sides_exchanged(ratio, advantages, *, clip_low, clip_high):
+    return clipped_surrogate(ratio, advantages, clip_low=clip_high, clip_high=clip_low)
+
+
+def never_clipped(ratio, advantages, *, clip_low, clip_high):
+    return surrogate(ratio, advantages)
+
+
+def as_a_loss(ratio, advantages, *, clip_low, clip_high):
+    return -clipped_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(by_sign, clip_alone, smaller_ratio_first),
+        *(sides_exchanged, never_clipped, as_a_loss),
+    ],
+)
+def test_a_broken_clip_is_refused(broken):
+    with pytest.raises(AssertionError):
+        check_corners(broken)
+
+
+def test_a_wide_enough_clip_is_the_surrogate():
+    ratio, advantages = random_x(0).exp() ** 3, random_x(1)
+    assert float(ratio.max()) > 20
+    assert float(ratio.min()) < 0.05
+    found = clipped_surrogate(ratio, advantages, clip_low=1, clip_high=INF)
+    assert torch.equal(found, surrogate(ratio, advantages))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0.0, 0.2),
+        (-0.2, 0.2),
+        (1.2, 0.2),
+        (NAN, 0.2),
+        (0.2, 0.0),
+        (0.2, -1),
+        (0.2, NAN),
+    ],
+)
+def test_a_clip_is_a_distance_from_one(low, high):
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=f"positive, but they are {low} and {high}"):
+        clipped_surrogate(x, x, clip_low=low, clip_high=high)
+
+
+# Preferences
+
+
+def test_the_preference_loss_by_hand():
+    """Odds of 3 to 1 are a difference of log 3: preferred with probability 3/4."""
+    three = math.log(3)
+    scores = torch.tensor([[three, 0, 5], [0, three, 5]], dtype=torch.float64)
+    chosen, rejected = (part.requires_grad_() for part in scores)
+    loss = preference_loss(chosen, rejected)
+    assert loss.tolist() == pytest.approx([math.log(4 / 3), math.log(4), math.log(2)])
+    loss.sum().backward()
+    # Minus the probability of the choice that was not made.
+    expected = [-1 / 4, -3 / 4, -1 / 2]
+    assert chosen.grad.tolist() == pytest.approx(expected, abs=1e-12)
+    assert rejected.grad.tolist() == pytest.approx([1 / 4, 3 / 4, 1 / 2], abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_preference_loss_of_scores_far_apart(dtype):
+    """Straight on the wrong side, and never 0 on the right one: no log of 0."""
+    chosen = torch.tensor([0.0, 1000.0, 40.0], dtype=dtype, requires_grad=True)
+    rejected = torch.tensor([1000.0, 0.0, 0.0], dtype=dtype)
+    loss = preference_loss(chosen, rejected)
+    expected = [1000.0, 0.0, math.exp(-40)]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-5, abs=0)
+    loss.sum().backward()
+    assert chosen.grad.tolist() == pytest.approx([-1, 0, -math.exp(-40)], rel=1e-5)
+
+
+def test_only_the_difference_of_scores_counts():
+    chosen, rejected = random_x(0)[0], random_x(1)[0]
+    loss = preference_loss(chosen, rejected)
+    shifted = preference_loss(chosen + 7, rejected + 7)
+    torch.testing.assert_close(shifted, loss, rtol=1e-12, atol=1e-12)
+    # The two possible choices have probabilities that add up to 1.
+    other = preference_loss(rejected, chosen)
+    both = (-loss).exp() + (-other).exp()
+    torch.testing.assert_close(both, torch.ones_like(both), rtol=0, atol=1e-12)
+
+
+def test_the_best_scores_are_the_odds_of_the_choices():
+    """Chosen 9 times of 12: the mean loss is least at a difference of log 3."""
+    wins = torch.tensor([True] * 9 + [False] * 3)
+
+    def mean_loss(difference):
+        one, other = torch.full((12,), difference), torch.zeros(12)
+        chosen, rejected = torch.where(wins, one, other), torch.where(wins, other, one)
+        return float(preference_loss(chosen, rejected).mean())
+
+    best = math.log(3)
+    assert mean_loss(best) < min(mean_loss(best - 0.1), mean_loss(best + 0.1))
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 3), (4,), ()])
+def test_scores_of_different_pairs_are_not_compared(shape):
+    message = r"^rejected_scores has shape .*one score per pair is needed: \[3\]"
+    with pytest.raises(ValueError, match=message):
+        preference_loss(torch.zeros(3), torch.zeros(shape))

@@ -7,8 +7,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from batches import random_batch, seeded, with_garbage
-from language_models import tiny
+from batches import random_batch, seeded
+from small_policies import (
+    KINDS,
+    bits,
+    every_policy,
+    its_own,
+    random_like,
+    regrouped,
+    same_bits,
+    shuffled,
+    small,
+    spoilt,
+    wider,
+)
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,55 +54,11 @@ from rl_notes.trust_region import (
 )
 from rl_notes.updates import TrustRegionStats, reinforce_update, trpo_update
 
-KINDS = ("table", "network", "transformer")
-every_policy = pytest.mark.parametrize("kind", KINDS)
-
-
-def its_own(policy, batch):
-    """The batch as if this policy had sampled it."""
-    with torch.no_grad():
-        return replace(batch, logprobs=action_logprobs(policy, batch))
-
-
-def small(kind, dtype=torch.float64, seed=0):
-    """A policy with at most a few hundred parameters, and a batch of its own."""
-    if kind == "transformer":
-        policy = TransformerPolicy(tiny(scale=10.0, seed=seed).to(dtype), 1.3)
-        prompts = [[1, 3], [1, 0, 3], [1]]
-        batch = generate(
-            policy, prompts, group_size=2, max_new_tokens=4, generator=seeded(seed)
-        )
-        return policy, its_own(policy, batch)
-    batch = random_batch([4, 1, 6, 2], prompts=[0, 3, 1, 0], cut=[1], seed=seed)
-    if kind == "table":
-        policy = TabularPolicy(5, 3).to(dtype)
-    else:
-        policy = MLPPolicy(5, 3, hidden=(4,), generator=seeded(seed)).to(dtype)
-    for weight in policy.parameters():
-        torch.nn.init.normal_(weight, generator=seeded(seed))
-    return policy, its_own(policy, batch)
-
-
-def random_like(batch, seed=0):
-    shape = batch.mask.shape
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
 
 def random_vector(policy, seed=0):
     start = flatten(trainable(policy))
     return torch.randn(len(start), generator=seeded(seed), dtype=torch.float64).to(
         start.dtype
-    )
-
-
-def bits(policy):
-    return [weight.detach().clone() for weight in policy.parameters()]
-
-
-def same_bits(policy, before):
-    return all(
-        torch.equal(weight.view(torch.uint8), old.view(torch.uint8))
-        for weight, old in zip(bits(policy), before, strict=True)
     )
 
 
@@ -898,27 +866,6 @@ def assert_the_same_update(kind, change):
     found, others = update_of_small(kind, change)
     torch.testing.assert_close(found, weights, rtol=0, atol=1e-9)
     assert astuple(others) == pytest.approx(astuple(stats), abs=1e-9)
-
-
-def shuffled(batch, advantages):
-    order = torch.randperm(len(batch.mask), generator=seeded(1))
-    return batch.select(order), advantages[order]
-
-
-def wider(batch, advantages):
-    pad = partial(torch.nn.functional.pad, pad=(0, 5))
-    names = ("actions", "logprobs", "rewards", "discounts", "mask", "observations")
-    wide = {name: pad(getattr(batch, name)) for name in names}
-    return replace(batch, **wide), pad(advantages)
-
-
-def spoilt(batch, advantages):
-    return with_garbage(batch), torch.where(batch.mask, advantages, math.nan)
-
-
-def regrouped(batch, advantages):
-    rewards = random_like(batch, 5) * batch.mask
-    return replace(batch, groups=0 * batch.groups, rewards=rewards), advantages
 
 
 @every_policy
