@@ -304,11 +304,11 @@ def test_the_command_on_a_short_run(tmp_path, capsys):
         assert files[0].read_bytes() == files[1].read_bytes()
         assert 500_000 < files[0].stat().st_size < 600_000
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(training.BASE_SEED)
     model = new_model(generator=generator)
     for name, loop, steps in (("base", pretrain, 3), ("sft", fine_tune, 2)):
         loop(model, steps=steps, generator=generator)
-        generator.manual_seed(1)
+        generator.manual_seed(training.SFT_SEED)
         loaded = little(seed=9)
         loaded.load_state_dict(load_file(tmp_path / "first" / f"{name}.safetensors"))
         assert torch.equal(weights(loaded), weights(model))
