@@ -177,7 +177,7 @@ def improvement_bound(
     """What the new policy gains at least (improvement bound).
 
     J(pi') - J(pi) >= L(pi') - C max_s KL(pi || pi')(s)
-    with C = 4 epsilon gamma / (1 - gamma)^2 and epsilon = max_s,a |A(s, a)|
+    with C = 4 A_max gamma / (1 - gamma)^2 and A_max = max_s,a |A(s, a)|
 
     Theorem 1 of Schulman et al. (2015) with equation 8. L is `expected_surrogate`; the
     maximum is over states that are not terminal.
