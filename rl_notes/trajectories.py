@@ -1,10 +1,13 @@
 """The one data type that rollouts produce and updates consume."""
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from rl_notes.divergences import k1
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,37 @@ def with_scores(
     rewards = torch.zeros_like(trajectories.rewards)
     rewards = rewards.scatter(1, last, scores[:, None].to(rewards.dtype))
     return replace(trajectories, rewards=rewards)
+
+
+def with_kl_penalty(
+    trajectories: Trajectories,
+    reference_logprobs: Float[Tensor, "N T"],
+    *,
+    beta: float | int,
+) -> Trajectories:
+    """Rewards less what it costs to leave a reference policy, step by step (KL reward).
+
+    r_t - beta (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
+
+    pi is the policy that sampled, by the stored log-probabilities, and the bracket is
+    `divergences.k1`. Its mean over samples of pi is KL(pi || pi_ref). So the expected
+    sum of these rewards is that of the rewards less beta times the divergence of whole
+    answers, and the policy gradient of their `returns_to_go` climbs just that, for a
+    discount of 1. The bracket is a number here: it is scored like any other reward.
+
+    Args:
+        trajectories: With their rewards, see `with_scores`.
+        reference_logprobs: Log-probabilities of the same actions under the reference,
+            such as `action_logprobs(reference, trajectories)`.
+        beta: What one nat costs.
+    """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a number from 0 up, but it is {beta}.")
+    mask = trajectories.mask
+    _require_shape("reference_logprobs", reference_logprobs, tuple(mask.shape))
+    log_ratio = k1(trajectories.logprobs, reference_logprobs.detach())
+    penalty = torch.where(mask, beta * log_ratio, 0)
+    return replace(trajectories, rewards=trajectories.rewards - penalty)
 
 
 def _require_shape(

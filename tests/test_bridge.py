@@ -20,7 +20,7 @@ from rl_notes.language.generation import generate
 from rl_notes.language.models import load
 from rl_notes.policies import TransformerPolicy, action_logprobs, states
 from rl_notes.rollouts import rollout
-from rl_notes.trajectories import Trajectories, with_scores
+from rl_notes.trajectories import Trajectories, with_kl_penalty, with_scores
 from rl_notes.updates import reinforce_update
 
 PROMPT_IDS, END, STEPS = [1, 0], 2, 3  # of the enumerated world
@@ -361,6 +361,32 @@ def test_k1_in_the_reward_has_the_gradient_of_the_kl_of_answers(policy, referenc
     # What follows an action is part of it: less than that is another gradient.
     alone = in_the_reward(policy, reference, lambda row: row.rewards)
     assert float((alone - exactly).norm()) > 0.1 * float(exactly.norm())
+
+
+def penalised(policy, reference, row, *, beta):
+    """The row as it is rewarded in RLHF: its score, less what the reference costs."""
+    written = tuple(row.actions[0][row.mask[0]].tolist())
+    score = torch.tensor([SCORES[written]], dtype=torch.float64)
+    logprobs = action_logprobs(policy, row).detach()
+    scored = with_scores(replace(row, logprobs=logprobs), score)
+    return with_kl_penalty(scored, action_logprobs(reference, row), beta=beta)
+
+
+def test_the_penalised_reward_leads_up_the_score_less_the_kl(policy, reference):
+    """The objective of RLHF, exactly: E[score] - beta KL(policy || reference)."""
+    beta = 0.7
+    objective = expected_reward(policy) - beta * sequence_kl(policy, reference)
+
+    def one_answer(row):
+        weights = returns_to_go(penalised(policy, reference, row, beta=beta))
+        return gradient(policy, (action_logprobs(policy, row) * weights).sum())
+
+    found = mean_over_answers(policy, one_answer)
+    torch.testing.assert_close(found, gradient(policy, objective), rtol=0, atol=1e-10)
+    mean = mean_over_answers(
+        policy, lambda row: penalised(policy, reference, row, beta=beta).rewards.sum()
+    )
+    assert float(mean) == pytest.approx(float(objective.detach()), abs=1e-12)
 
 
 def test_in_the_loss_the_estimates_see_each_state_by_itself(policy, reference):

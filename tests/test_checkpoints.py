@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
 from rl_notes import language
 from rl_notes.language.arithmetic import (
@@ -24,6 +25,7 @@ from rl_notes.language.arithmetic import (
 from rl_notes.language.generation import generate
 from rl_notes.language.models import SHIPPED, checkpoint_path, load
 from rl_notes.language.tokenizer import answer_text, encode
+from rl_notes.language.training import measure_preferences
 from rl_notes.policies import TransformerPolicy
 
 N = 10_000
@@ -126,6 +128,39 @@ def test_the_sft_model_is_right_more_often_with_its_work_shown(sft):
 def test_the_sft_model_is_not_perfect_greedily(greedy):
     right = share(is_right(answer, question) for question, answer in greedy)
     assert lies_within(0.60, right, 0.80)
+
+
+# The reward model
+
+
+def test_the_reward_model_prefers_right_answers_in_two_pairs_of_three():
+    """Pairs of a right and a wrong answer to a held-out question, about 2,000."""
+    generator = torch.Generator().manual_seed(2026)
+    asked = questions(6000, held_out=True, generator=generator)
+    found = measure_preferences(
+        load("reward")[0], load("sft")[0], asked, generator=generator
+    )
+    pairs = found["pairs"] * found["mixed"]
+    assert pairs > 1900
+    agrees = found["right_over_wrong"]
+    assert 0.64 < agrees - 2 * error(agrees, pairs)
+    assert agrees + 2 * error(agrees, pairs) < 0.75
+
+
+def test_the_reward_model_is_a_sequence_classifier_with_one_label():
+    model, tokens = load("reward")
+    assert isinstance(model, LlamaForSequenceClassification)
+    assert not model.training
+    text = encode(tokens, ["What is 47+85?47+85 is 132"])[0] + [tokens.eos_token_id]
+    with torch.no_grad():
+        assert model(torch.tensor([text])).logits.shape == (1, 1)
+
+
+def test_all_files_together_are_at_most_three_megabytes():
+    sizes = [checkpoint_path(name).stat().st_size for name in SHIPPED]
+    assert sum(sizes) <= 3_000_000
+    folder = checkpoint_path("base").parent
+    assert {path.stem for path in folder.glob("*.safetensors")} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

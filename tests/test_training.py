@@ -1,22 +1,35 @@
 import math
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from batches import seeded
 from safetensors.torch import load_file
 from torch import nn
 
 from rl_notes.language import training
 from rl_notes.language.arithmetic import (
+    accuracy_reward,
     documents,
     is_held_out,
+    numbers,
     questions,
     supervised_examples,
 )
-from rl_notes.language.models import new_model
-from rl_notes.language.tokenizer import build, encode
-from rl_notes.language.training import fine_tune, main, next_token_loss, pretrain
+from rl_notes.language.models import SHIPPED, load, new_model
+from rl_notes.language.preferences import first_is_preferred, length
+from rl_notes.language.reward_model import fit_reward_model, new_reward_model
+from rl_notes.language.tokenizer import answer_text, build, encode
+from rl_notes.language.training import (
+    fine_tune,
+    learn_preferences,
+    main,
+    measure_preferences,
+    next_token_loss,
+    pretrain,
+)
 
 LOOPS = (pretrain, fine_tune)
 
@@ -287,19 +300,24 @@ def test_the_progress_bar_is_silent_where_nobody_watches(capfd):
 # The command
 
 
-def test_the_command_on_a_short_run(tmp_path, capsys):
-    """It writes both models, the second trained on from the first, and the same again.
+def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
+    """It writes all models, each trained on from the one before, and the same again.
 
-    The seeds are fixed, so another run writes the same bytes.
+    The seeds are fixed, so another run writes the same bytes. After two steps no answer
+    is right, so the annotator goes by length here.
     """
-    short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2")
+    by_length = partial(first_is_preferred, liking=length, weakness=1)
+    monkeypatch.setattr(training, "first_is_preferred", by_length)
+    short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2", "--compared", "40")
     for folder in ("first", "second"):
         main([*short, "--questions", "20", "--folder", str(tmp_path / folder)])
     said = capsys.readouterr().out
     assert said.count("base.safetensors, after ") == 2
     assert said.count("sft.safetensors, after ") == 2
     assert said.count("temperature 1.0, n=20: right ") == 4
-    for name in ("base", "sft"):
+    assert said.count("reward.safetensors, after ") == 2
+    assert said.count("mixed 0.000, right_over_wrong nan, loss 0.6") == 2
+    for name in SHIPPED:
         files = [tmp_path / run / f"{name}.safetensors" for run in ("first", "second")]
         assert files[0].read_bytes() == files[1].read_bytes()
         assert 500_000 < files[0].stat().st_size < 600_000
@@ -312,3 +330,71 @@ def test_the_command_on_a_short_run(tmp_path, capsys):
         loaded = little(seed=9)
         loaded.load_state_dict(load_file(tmp_path / "first" / f"{name}.safetensors"))
         assert torch.equal(weights(loaded), weights(model))
+    generator.manual_seed(training.REWARD_SEED)
+    reward_model = learn_preferences(model, compared=40, generator=generator)
+    loaded = new_reward_model(little(seed=9))
+    loaded.load_state_dict(load_file(tmp_path / "first" / "reward.safetensors"))
+    assert torch.equal(weights(loaded), weights(reward_model))
+
+
+# The reward model
+
+
+def test_choices_of_a_policy_s_answers_are_learnt():
+    """Of 5 steps nothing can be expected but that they go down the right way."""
+    model = load("sft")[0]
+    before = weights(model)
+    choices = []
+
+    def spy(reward_model, optimizer, answers, first_preferred, **settings):
+        choices.append((answers, first_preferred, settings))
+        return fit_reward_model(
+            reward_model, optimizer, answers, first_preferred, **settings
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit_reward_model", spy)
+        reward_model = learn_preferences(
+            model, compared=70, batch_size=4, generator=torch.Generator().manual_seed(0)
+        )
+    assert torch.equal(weights(model), before)
+    assert reward_model.score.weight.count_nonzero() > 0
+    assert len(choices) == 2  # 40 questions, then 30
+    for answers, first_preferred, settings in choices:
+        rows = zip(answers.actions, answers.mask, strict=True)
+        texts = [answer_text(build(), row[mask].tolist()) for row, mask in rows]
+        asked = [question_in(row) for row in answers.observations]
+        assert not any(is_held_out(*numbers(question)) for question in asked)
+        truths = torch.tensor(accuracy_reward(asked, texts)).view(-1, 2)
+        assert (truths[:, 0] != truths[:, 1]).all()
+        agrees = (truths[:, 0] > truths[:, 1]) == first_preferred
+        assert 0.5 < float(agrees.float().mean()) <= 1
+        assert settings["minibatches"] == round(len(first_preferred) / 4)
+
+
+def question_in(row):
+    return build().decode(row).removeprefix("<bos>").split("?")[0] + "?"
+
+
+def test_what_is_measured_of_a_reward_model(monkeypatch):
+    """A judge that knows the truth is right on all pairs, and its opposite on none."""
+    model, asked = load("sft")[0], questions(60, held_out=True, generator=seeded(1))
+    judge = new_reward_model(model)
+    tokens = build()
+
+    def measured(sign):
+        def truth(reward_model, answers):
+            rows = zip(answers.actions, answers.mask, strict=True)
+            texts = [answer_text(tokens, row[mask].tolist()) for row, mask in rows]
+            given = [question_in(row) for row in answers.observations]
+            return sign * torch.tensor(accuracy_reward(given, texts))
+
+        monkeypatch.setattr(training, "answer_scores", truth)
+        return measure_preferences(judge, model, asked, generator=seeded(2))
+
+    best, worst, none = measured(4.0), measured(-4.0), measured(0.0)
+    assert best["right_over_wrong"] == 1
+    assert worst["right_over_wrong"] == 0
+    assert best["mixed"] == worst["mixed"] > 0.2
+    assert best["loss"] < none["loss"] < worst["loss"]
+    assert none["loss"] == pytest.approx(math.log(2), abs=1e-6)

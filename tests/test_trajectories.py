@@ -4,7 +4,7 @@ import pytest
 import torch
 from batches import random_batch
 
-from rl_notes.trajectories import Trajectories, with_scores
+from rl_notes.trajectories import Trajectories, with_kl_penalty, with_scores
 
 NAN, INF = float("nan"), float("inf")
 
@@ -189,3 +189,65 @@ def test_a_row_without_a_step_has_no_place_for_a_score():
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="rewards holds a value that is not finite"):
         with_scores(batch(), torch.tensor([1.0, NAN]))
+
+
+# A price on leaving a reference policy
+
+
+def penalised(beta=0.5):
+    """Two rows after prompts; elsewhere the reference holds nonsense."""
+    trajectories = random_batch([2, 3], prompts=[1, 0], steps=4)
+    reference = torch.tensor([[7.0, -1.0, -2.0, 9.0], [-0.5, -0.25, -3.0, -8.0]])
+    reference = reference.double()
+    return trajectories, reference, with_kl_penalty(trajectories, reference, beta=beta)
+
+
+def test_every_step_pays_for_its_log_ratio():
+    trajectories, reference, found = penalised()
+    for n in range(2):
+        for t in range(4):
+            expected = float(trajectories.rewards[n, t])
+            if trajectories.mask[n, t]:
+                ratio = float(trajectories.logprobs[n, t] - reference[n, t])
+                expected -= 0.5 * ratio
+            assert float(found.rewards[n, t]) == pytest.approx(expected, abs=1e-12)
+    assert float((found.rewards - trajectories.rewards).abs().max()) > 0.1
+    for field in fields(Trajectories):
+        if field.name != "rewards":
+            assert getattr(found, field.name) is getattr(trajectories, field.name)
+
+
+def test_where_the_policy_is_the_reference_nothing_is_paid():
+    trajectories = random_batch([2, 3])
+    found = with_kl_penalty(trajectories, trajectories.logprobs, beta=10)
+    assert torch.equal(found.rewards, trajectories.rewards)
+    free = with_kl_penalty(trajectories, 2 * trajectories.logprobs, beta=0)
+    assert torch.equal(free.rewards, trajectories.rewards)
+
+
+def test_the_penalty_is_a_number_and_no_gradient_flows_into_it():
+    trajectories, reference, _ = penalised()
+    reference.requires_grad_()
+    found = with_kl_penalty(trajectories, reference, beta=1.0)
+    assert not found.rewards.requires_grad
+
+
+@pytest.mark.parametrize("beta", [-0.1, float("inf"), NAN])
+def test_a_price_that_makes_no_sense_is_refused(beta):
+    with pytest.raises(ValueError, match="beta must be a number from 0 up"):
+        penalised(beta=beta)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (4, 2)])
+def test_one_reference_per_step_is_needed(shape):
+    trajectories, _, _ = penalised()
+    with pytest.raises(ValueError, match=r"^reference_logprobs has shape .* \[2, 4\]"):
+        with_kl_penalty(trajectories, torch.zeros(shape), beta=0.1)
+
+
+def test_a_reference_that_excludes_what_was_done_is_refused():
+    trajectories, reference, _ = penalised()
+    reference[1, 2] = -torch.inf
+    with pytest.raises(ValueError, match="rewards holds a value that is not finite"):
+        with_kl_penalty(trajectories, reference, beta=0.1)

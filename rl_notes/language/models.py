@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from rl_notes.language import tokenizer as little
+from rl_notes.language.reward_model import new_reward_model
 
-SHIPPED = ("base", "sft")
+SHIPPED = ("base", "sft", "reward")
 
 
 def new_model(*, generator: torch.Generator) -> LlamaForCausalLM:
@@ -53,15 +54,20 @@ def new_model(*, generator: torch.Generator) -> LlamaForCausalLM:
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, on the CPU and in eval mode.
+    """Load a model and its tokenizer, on the CPU and in eval mode.
 
     Args:
-        name: "base" or "sft", which ship with this package; or the name of a causal
-            language model of the Hugging Face Hub, "owner/name"; or a folder that
-            `save_pretrained` wrote.
+        name: "base" or "sft", language models that ship with this package; "reward",
+            the reward model that ships with it, a sequence classifier with one label;
+            or the name of a causal language model of the Hugging Face Hub,
+            "owner/name"; or a folder that `save_pretrained` wrote.
     """
     if name in SHIPPED:
-        shipped = new_model(generator=torch.Generator(device="cpu").manual_seed(0))
+        shipped: PreTrainedModel = new_model(
+            generator=torch.Generator(device="cpu").manual_seed(0)
+        )
+        if name == "reward":
+            shipped = new_reward_model(shipped)
         shipped.load_state_dict(load_file(checkpoint_path(name)))
         return shipped, little.build()
     try:
