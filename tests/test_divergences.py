@@ -203,7 +203,7 @@ def test_at_the_reference_itself_no_estimate_pulls():
 
 
 def exchanged(estimate):
-    """The log-ratio the wrong way round, as one well-known book has it."""
+    """The log-ratio the wrong way round, as it is sometimes printed."""
     return lambda first, second: estimate(second, first)
 
 

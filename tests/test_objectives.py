@@ -252,7 +252,7 @@ def test_at_the_old_policy_the_clip_has_the_gradient_of_reinforce():
 
 
 def by_sign(ratio, advantages, *, clip_low, clip_high):
-    """The larger one for a negative advantage, as one well-known book has it."""
+    """The larger one for a negative advantage, as it is sometimes printed."""
     near = ratio.clamp(1 - clip_low, 1 + clip_high)
     one, other = ratio * advantages, near * advantages
     return torch.where(advantages >= 0, torch.minimum(one, other), one.maximum(other))
