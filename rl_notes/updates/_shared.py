@@ -62,14 +62,20 @@ def require_per_step(
         raise ValueError(f"{name} holds a value that is not finite.")
 
 
-def require_epochs(epochs: int, minibatches: int, rows: int) -> None:
-    """Raise unless there is an epoch, and a row with a step for each minibatch."""
+def require_epochs(
+    epochs: int,
+    minibatches: int,
+    rows: int,
+    *,
+    rows_are: str = "rows that have a step",
+) -> None:
+    """Raise unless there is an epoch, and a row for each minibatch."""
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
     if not 1 <= minibatches <= rows:
         raise ValueError(
             f"minibatches={minibatches}, but it must lie between 1 and the number of "
-            f"rows that have a step: {rows}."
+            f"{rows_are}: {rows}."
         )
 
 
