@@ -16,7 +16,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
 NOTEBOOKS ?=
-EXPERIMENTS ?= reinforce trpo
+EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
 .PHONY: test-portability clean

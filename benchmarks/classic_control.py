@@ -1,13 +1,14 @@
-"""CartPole-v1: our `trpo_update` beside TRPO of sb3-contrib, five seeds, in one run.
+"""CartPole-v1: our `trpo_update` and `ppo_update` beside sb3's, five seeds, in one run.
 
     pip install -r requirements.txt -r requirements-peers.txt
     PYTHONPATH=. python benchmarks/classic_control.py
 
-The settings are those that RL Baselines3 Zoo has tuned for sb3-contrib. What differs:
-ours updates on whole episodes, sb3-contrib on a fixed number of steps: the tuned one,
-and again as many as our batches have once every episode lasts. One thread. The
-algorithms take turns, so that a busy moment of the machine does not hit one of them
-alone. What is measured for this table alone is not in the CPU time of sb3-contrib.
+TRPO is that of sb3-contrib, PPO that of stable-baselines3, and the settings are those
+that RL Baselines3 Zoo has tuned for them. What differs: ours update on whole episodes,
+theirs on a fixed number of steps. sb3-contrib runs with the tuned one, and again with
+as many as our batches have once every episode lasts. One thread. The algorithms take
+turns, so that a busy moment of the machine does not hit one of them alone. What is
+measured for these tables alone is not in the CPU time of sb3.
 
 An algorithm is a function of a seed that returns a `Run`; `ALGORITHMS` lists them.
 """
@@ -16,8 +17,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
@@ -25,27 +26,47 @@ import gymnasium
 import numpy as np
 import torch
 from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from rl_notes.advantages import gae, normalise
 from rl_notes.divergences import kl_exact
 from rl_notes.policies import MLPPolicy, MLPValue, state_values
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories
-from rl_notes.updates import fit_value, trpo_update
+from rl_notes.updates import UpdateStats, fit_value, ppo_update, trpo_update
 
 SEEDS = range(5)
-BUDGET = 200_000  # steps; the update in which it is used up is still made
 WINDOW, SOLVED = 100, 475
-ENVIRONMENT, NUM_ENVS = "CartPole-v1", 2
-DISCOUNT, LAMBDA = 0.99, 0.98
+ENVIRONMENT = "CartPole-v1"
 HIDDEN = (64, 64)  # with tanh, for the policy and again for the value function
+LEARNING_RATE, EPSILON = 1e-3, 1e-5  # of Adam
+EPOCHS = 20  # of the value function, and of the policy in PPO
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an algorithm of ours and its counterpart have in common."""
+
+    budget: int  # steps; the update in which it is used up is still made
+    num_envs: int
+    discount: float
+    lambda_: float
+    minibatch: int  # steps, in ours about as many
+
+
+IN_TRPO = Setting(200_000, num_envs=2, discount=0.99, lambda_=0.98, minibatch=512)
 MAX_KL, DAMPING, ITERATIONS, TRIES = 0.01, 1e-3, 15, 10
-LEARNING_RATE, EPSILON = 1e-3, 1e-5  # of Adam, which fits the value function
-EPOCHS, MINIBATCH = 20, 512  # steps in a minibatch
-EPISODES = 8  # in a batch of ours
+TRPO_EPISODES = 8  # in a batch of ours
 STEPS, MORE_STEPS = 1024, 4096  # in a batch of sb3-contrib: as tuned; as ours ends up
+
+IN_PPO = Setting(100_000, num_envs=8, discount=0.98, lambda_=0.8, minibatch=256)
+CLIP, MAX_NORM = 0.2, 0.5
+PPO_EPISODES = 4  # in a batch of ours, all played side by side
+PPO_STEPS = 256  # in a batch of sb3, which is one minibatch
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,9 @@ class Run:
     episodes: list[tuple[int, float]]
     batches: list[int]  # steps in the batch of each update
     played: int  # steps of the environment, those that were thrown away among them
-    kl_means: list[float]
-    kl_maxima: list[float]
+    kl_means: list[float]  # true KL(old || new) after an update, mean over its states
+    kl_maxima: list[float]  # and at the state that moved most
+    kl_logged: list[float]  # what the library itself reports of the update
     cpu_seconds: float
 
     @property
@@ -84,72 +106,160 @@ class Run:
         return solved
 
 
-def our_trpo(seed: int) -> Run:
+Update = Callable[[Trajectories, Tensor, float], UpdateStats]
+
+
+def train_ours(
+    policy: MLPPolicy,
+    update: Update,
+    setting: Setting,
+    *,
+    episodes: int,
+    decay: bool,
+    generator: torch.Generator,
+) -> Run:
+    """Play, `update` the policy, fit the value function, until the budget is used up.
+
+    `update` is given the batch, its normalised advantages, and the share of the budget
+    that is left, by which the learning rate of the value function decays, if it does.
+    """
     begin = time.process_time()
-    g = torch.Generator().manual_seed(seed)
-    env = gymnasium.make_vec(ENVIRONMENT, num_envs=NUM_ENVS, vectorization_mode="sync")
-    inputs, actions = env.single_observation_space.shape[0], 2
-    policy = MLPPolicy(inputs, actions, hidden=HIDDEN, generator=g)
-    value = MLPValue(inputs, hidden=HIDDEN, generator=g)
-    nn.init.orthogonal_(value.layers[-1].weight, generator=g)  # as sb3-contrib begins
-    optimizer = torch.optim.Adam(value.parameters(), lr=LEARNING_RATE, eps=EPSILON)
-    episodes, batches, played, kl_means, kl_maxima = [], [], 0, [], []
-    while sum(batches) < BUDGET:
-        trajectories = rollout(
-            env, policy, episodes=EPISODES, discount=DISCOUNT, generator=g
+    env = gymnasium.make_vec(
+        ENVIRONMENT, num_envs=setting.num_envs, vectorization_mode="sync"
+    )
+    value = MLPValue(policy.inputs, hidden=HIDDEN, generator=generator)
+    nn.init.orthogonal_(value.layers[-1].weight, generator=generator)  # as sb3 begins
+    optimizer = adam(value)
+    ended, batches, played, stats = [], [], 0, []
+    while sum(batches) < setting.budget:
+        left = 1 - sum(batches) / setting.budget
+        batch = rollout(
+            env,
+            policy,
+            episodes=episodes,
+            discount=setting.discount,
+            generator=generator,
         )
         with torch.no_grad():
-            values = state_values(value, trajectories)
-        advantages = gae(trajectories, values, lambda_=LAMBDA)
-        stats = trpo_update(
+            values = state_values(value, batch)
+        advantages = gae(batch, values, lambda_=setting.lambda_)
+        stats.append(update(batch, normalise(advantages, batch.mask), left))
+        steps = int(batch.mask.sum())
+        set_learning_rate(optimizer, LEARNING_RATE * (left if decay else 1))
+        fit_value(
+            value,
+            optimizer,
+            batch,
+            advantages + values[:, :-1],
+            epochs=EPOCHS,
+            minibatches=minibatches_of(batch, setting.minibatch),
+            generator=generator,
+        )
+        ended += ended_in(batch, setting.num_envs, before=sum(batches))
+        batches.append(steps)
+        played += setting.num_envs * int(longest(batch, setting.num_envs).sum())
+    seconds = time.process_time() - begin
+    kl_means = [one.kl_mean for one in stats]
+    kl_maxima = [one.kl_max for one in stats]
+    return Run(ended, batches, played, kl_means, kl_maxima, kl_means, seconds)
+
+
+def our_trpo(seed: int) -> Run:
+    g = torch.Generator().manual_seed(seed)
+    policy = our_policy(g)
+
+    def update(batch: Trajectories, advantages: Tensor, left: float) -> UpdateStats:
+        return trpo_update(
             policy,
-            trajectories,
-            normalise(advantages, trajectories.mask),
+            batch,
+            advantages,
             max_kl=MAX_KL,
             damping=DAMPING,
             iterations=ITERATIONS,
             backtracks=TRIES - 1,
         )
-        steps = int(trajectories.mask.sum())
-        fit_value(
-            value,
+
+    return train_ours(
+        policy, update, IN_TRPO, episodes=TRPO_EPISODES, decay=False, generator=g
+    )
+
+
+def our_ppo(seed: int) -> Run:
+    g = torch.Generator().manual_seed(seed)
+    policy = our_policy(g)
+    optimizer = adam(policy)
+
+    def clip_gradient(*_: object) -> None:
+        clip_grad_norm_(policy.parameters(), MAX_NORM)
+
+    optimizer.register_step_pre_hook(clip_gradient)
+
+    def update(batch: Trajectories, advantages: Tensor, left: float) -> UpdateStats:
+        set_learning_rate(optimizer, LEARNING_RATE * left)
+        return ppo_update(
+            policy,
             optimizer,
-            trajectories,
-            advantages + values[:, :-1],
+            batch,
+            advantages,
+            clip_low=CLIP * left,
+            clip_high=CLIP * left,
             epochs=EPOCHS,
-            minibatches=min(EPISODES, max(1, round(steps / MINIBATCH))),
+            minibatches=minibatches_of(batch, IN_PPO.minibatch),
             generator=g,
         )
-        episodes += ended(trajectories, sum(batches))
-        batches.append(steps)
-        played += NUM_ENVS * int(longest(trajectories).sum())
-        kl_means.append(stats.kl_mean)
-        kl_maxima.append(stats.kl_max)
-    seconds = time.process_time() - begin
-    return Run(episodes, batches, played, kl_means, kl_maxima, seconds)
+
+    setting = replace(IN_PPO, num_envs=PPO_EPISODES)
+    return train_ours(
+        policy, update, setting, episodes=PPO_EPISODES, decay=True, generator=g
+    )
 
 
-def longest(trajectories: Trajectories) -> Tensor:
+def our_policy(generator: torch.Generator) -> MLPPolicy:
+    return MLPPolicy(4, 2, hidden=HIDDEN, generator=generator)
+
+
+def adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, eps=EPSILON)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def minibatches_of(batch: Trajectories, size: int) -> int:
+    """How many minibatches of about `size` steps. An episode is not divided."""
+    return min(len(batch.mask), max(1, round(int(batch.mask.sum()) / size)))
+
+
+def longest(batch: Trajectories, num_envs: int) -> Tensor:
     """Length of the longest episode of each round: the others waited for it."""
-    return trajectories.lengths.view(-1, NUM_ENVS).amax(dim=1)
+    return batch.lengths.view(-1, num_envs).amax(dim=1)
 
 
-def ended(trajectories: Trajectories, before: int) -> list[tuple[int, float]]:
+def ended_in(
+    batch: Trajectories, num_envs: int, *, before: int
+) -> list[tuple[int, float]]:
     """The episodes in the order in which they ended. Those of a round are played side
     by side: until one ends, each of the others has made as many steps, or has ended."""
     episodes = []
-    returns = trajectories.rewards.sum(dim=1).view(-1, NUM_ENVS)
-    for lengths, scores in zip(
-        trajectories.lengths.view(-1, NUM_ENVS), returns, strict=True
-    ):
+    returns = batch.rewards.sum(dim=1).view(-1, num_envs)
+    for lengths, scores in zip(batch.lengths.view(-1, num_envs), returns, strict=True):
         clock = before + torch.minimum(lengths[:, None], lengths).sum(dim=1)
         episodes += sorted(zip(clock.tolist(), scores.tolist(), strict=True))
         before += int(lengths.sum())
     return episodes
 
 
-class MeasuredTRPO(TRPO):
-    """TRPO of sb3-contrib, which also measures KL(old || new) on each whole batch."""
+class Measured:
+    """An algorithm of sb3, which also measures KL(old || new) on each whole batch."""
+
+    LOGGED: str  # under which name sb3 logs the KL
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.measuring = 0.0
+        self.kl_means, self.kl_maxima, self.kl_logged = [], [], []
 
     def train(self) -> None:
         begin = time.process_time()
@@ -162,6 +272,7 @@ class MeasuredTRPO(TRPO):
         kl = kl_exact(old, self.logits(seen))
         self.kl_means.append(float(kl.mean()))
         self.kl_maxima.append(float(kl.max()))
+        self.kl_logged.append(float(self.logger.name_to_value[self.LOGGED]))
         self.measuring += time.process_time() - begin
 
     @torch.no_grad()
@@ -169,49 +280,81 @@ class MeasuredTRPO(TRPO):
         return self.policy.get_distribution(seen).distribution.logits
 
 
-def their_trpo(seed: int, *, batch: int) -> Run:
+class MeasuredTRPO(Measured, TRPO):
+    LOGGED = "train/kl_divergence_loss"
+
+
+class MeasuredPPO(Measured, PPO):
+    LOGGED = "train/approx_kl"
+
+
+def train_theirs(
+    algorithm: type[Measured], seed: int, setting: Setting, *, batch: int, **options
+) -> Run:
     begin = time.process_time()
-    env = make_vec_env(ENVIRONMENT, n_envs=NUM_ENVS, seed=seed)
-    network = {"pi": list(HIDDEN), "vf": list(HIDDEN)}
-    model = MeasuredTRPO(
+    env = make_vec_env(ENVIRONMENT, n_envs=setting.num_envs, seed=seed)
+    model = algorithm(
         "MlpPolicy",
         env,
-        learning_rate=LEARNING_RATE,
-        n_steps=batch // NUM_ENVS,
-        batch_size=MINIBATCH,
-        gamma=DISCOUNT,
-        cg_max_steps=ITERATIONS,
-        cg_damping=DAMPING,
-        line_search_max_iter=TRIES,
-        n_critic_updates=EPOCHS,
-        gae_lambda=LAMBDA,
-        target_kl=MAX_KL,
+        n_steps=batch // setting.num_envs,
+        batch_size=setting.minibatch,
+        gamma=setting.discount,
+        gae_lambda=setting.lambda_,
         policy_kwargs={
-            "net_arch": network,
+            "net_arch": {"pi": list(HIDDEN), "vf": list(HIDDEN)},
             "activation_fn": nn.Tanh,
             "optimizer_kwargs": {"eps": EPSILON},
         },
         seed=seed,
         device="cpu",
+        **options,
     )
-    model.measuring, model.kl_means, model.kl_maxima = 0.0, [], []
-    model.learn(BUDGET)
+    model.learn(setting.budget)
     seconds = time.process_time() - begin - model.measuring
     steps = model.num_timesteps
     batches = [batch] * (steps // batch)
-    return Run(
-        episodes_of(env), batches, steps, model.kl_means, model.kl_maxima, seconds
+    kls = (model.kl_means, model.kl_maxima, model.kl_logged)
+    return Run(episodes_of(env), batches, steps, *kls, seconds)
+
+
+def their_trpo(seed: int, *, batch: int) -> Run:
+    return train_theirs(
+        MeasuredTRPO,
+        seed,
+        IN_TRPO,
+        batch=batch,
+        learning_rate=LEARNING_RATE,
+        cg_max_steps=ITERATIONS,
+        cg_damping=DAMPING,
+        line_search_max_iter=TRIES,
+        n_critic_updates=EPOCHS,
+        target_kl=MAX_KL,
     )
 
 
-def episodes_of(env) -> list[tuple[int, float]]:
-    """The episodes that sb3's monitors saw, in the order in which they ended. An
-    environment makes every NUM_ENVS-th step."""
+def their_ppo(seed: int) -> Run:
+    return train_theirs(
+        MeasuredPPO,
+        seed,
+        IN_PPO,
+        batch=PPO_STEPS,
+        learning_rate=lambda left: LEARNING_RATE * left,
+        clip_range=lambda left: CLIP * left,
+        n_epochs=EPOCHS,
+        ent_coef=0.0,
+        vf_coef=0.5,
+        max_grad_norm=MAX_NORM,
+    )
+
+
+def episodes_of(env: VecEnv) -> list[tuple[int, float]]:
+    """The episodes that sb3's monitors saw, in the order in which they ended. Of all
+    steps, an environment makes one in as many as there are environments."""
     episodes = []
     lengths = env.env_method("get_episode_lengths")
     returns = env.env_method("get_episode_rewards")
     for row_lengths, row_returns in zip(lengths, returns, strict=True):
-        clock = NUM_ENVS * np.cumsum(row_lengths)
+        clock = env.num_envs * np.cumsum(row_lengths)
         episodes += zip(clock.tolist(), row_returns, strict=True)
     return sorted(episodes)
 
@@ -220,7 +363,12 @@ ALGORITHMS = {
     "rl_notes trpo": our_trpo,
     f"sb3-contrib TRPO, {STEPS:,}": partial(their_trpo, batch=STEPS),
     f"sb3-contrib TRPO, {MORE_STEPS:,}": partial(their_trpo, batch=MORE_STEPS),
+    "rl_notes ppo": our_ppo,
+    "stable-baselines3 PPO": their_ppo,
 }
+
+
+KL_COLUMNS = ("mean KL", f"above {MAX_KL}", "logged KL", "logged less", "maximal KL")
 
 
 def warm_up() -> None:
@@ -249,9 +397,21 @@ def print_seed(name: str, seed: int, run: Run) -> None:
         len(run.batches),
         middle(run.batches, ",.0f"),
         f"{100 * (1 - run.steps / run.played):.1f} %",
-        middle(run.kl_means, ".4f"),
-        sum(kl > MAX_KL for kl in run.kl_means),
-        middle(run.kl_maxima, ".3f"),
+        *kl_cells([run]),
+    )
+
+
+def kl_cells(runs: Sequence[Run]) -> tuple[object, ...]:
+    """The cells below `KL_COLUMNS`, of all updates of these runs together."""
+    means = [kl for run in runs for kl in run.kl_means]
+    logged = [kl for run in runs for kl in run.kl_logged]
+    maxima = [kl for run in runs for kl in run.kl_maxima]
+    return (
+        middle(means, ".4f"),
+        sum(kl > MAX_KL for kl in means),
+        middle(logged, ".4f"),
+        sum(log < kl for log, kl in zip(logged, means, strict=True)),
+        middle(maxima, ".3f"),
     )
 
 
@@ -265,13 +425,11 @@ def print_summary(found: dict[str, list[Run]]) -> None:
             middle([run.training_returns[-1][1] for run in runs], ".1f"),
             middle([run.steps / run.cpu_seconds for run in runs], ",.0f"),
         )
-    print("\n| algorithm | updates | mean KL | above the radius | maximal KL |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print()
+    print_row("algorithm", "updates", *KL_COLUMNS)
+    print_row("---", "---:", *(["---:"] * len(KL_COLUMNS)))
     for name, runs in found.items():
-        means = [kl for run in runs for kl in run.kl_means]
-        maxima = [kl for run in runs for kl in run.kl_maxima]
-        above = sum(kl > MAX_KL for kl in means)
-        print_row(name, len(means), middle(means, ".4f"), above, middle(maxima, ".3f"))
+        print_row(name, sum(len(run.batches) for run in runs), *kl_cells(runs))
 
 
 def main() -> None:
@@ -281,7 +439,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores\n")
     columns = ("algorithm", "seed", "steps to 475", "final return")
     columns += ("steps per CPU-second", "updates", "steps in a batch", "thrown away")
-    columns += ("mean KL", "above the radius", "maximal KL")
+    columns += KL_COLUMNS
     print_row(*columns)
     print_row("---", *(["---:"] * (len(columns) - 1)))
     warm_up()

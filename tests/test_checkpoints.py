@@ -143,8 +143,8 @@ def test_the_reward_model_prefers_right_answers_in_two_pairs_of_three():
     pairs = found["pairs"] * found["mixed"]
     assert pairs > 1900
     agrees = found["right_over_wrong"]
-    assert 0.64 < agrees - 2 * error(agrees, pairs)
-    assert agrees + 2 * error(agrees, pairs) < 0.75
+    assert 0.62 < agrees - 2 * error(agrees, pairs)
+    assert agrees + 2 * error(agrees, pairs) < 0.72
 
 
 def test_the_reward_model_is_a_sequence_classifier_with_one_label():

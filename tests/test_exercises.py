@@ -350,6 +350,166 @@ def always_down(product, b, n):
     return x
 
 
+# The clip
+
+
+def by_cases(new, old, advantages, epsilon):
+    """A step whose advantage drives it further out counts as at the edge."""
+    result = torch.zeros_like(advantages)
+    for n, t in np.ndindex(*advantages.shape):
+        A, ratio = advantages[n, t], torch.exp(new[n, t]) / torch.exp(old[n, t])
+        if A > 0:
+            ratio = min(ratio, torch.tensor(1 + epsilon))
+        else:
+            ratio = max(ratio, torch.tensor(1 - epsilon))
+        result[n, t] = ratio * A
+    return result
+
+
+def hinged(ratio, advantages, epsilon):
+    """The plain surrogate less what is gained beyond the edge."""
+    beyond = torch.relu((ratio - 1) * advantages.sign() - epsilon)
+    return ratio * advantages - beyond * advantages.abs()
+
+
+def by_hinges(new, old, advantages, epsilon):
+    return hinged(torch.exp(new - old), advantages, epsilon)
+
+
+def both_candidates(new, old, advantages, epsilon):
+    ratio = torch.exp(new - old)
+    near = torch.clip(ratio, 1 - epsilon, 1 + epsilon)
+    return torch.stack([ratio * advantages, near * advantages])
+
+
+def best_of_good_worst_of_bad(new, old, advantages, epsilon):
+    low, high = both_candidates(new, old, advantages, epsilon).sort(dim=0).values
+    return torch.where(advantages < 0, high, low)
+
+
+# The epochs
+
+
+def of_an_epoch(new, old, advantages, mask):
+    objective = by_cases(new, old, advantages, 0.2)
+    return (objective * mask).sum() / mask.sum()
+
+
+def epoch_by_epoch(logprobs, stored, advantages, mask):
+    return [float(of_an_epoch(new, stored, advantages, mask)) for new in logprobs]
+
+
+def to_the_epoch_before(logprobs, stored, advantages, mask):
+    means, old = [], stored
+    for new in logprobs:
+        means.append(of_an_epoch(new, old, advantages, mask))
+        old = new
+    return means
+
+
+def counting_the_padding(logprobs, stored, advantages, mask):
+    return epoch_by_epoch(logprobs, stored, advantages, torch.ones_like(mask))
+
+
+def always_one(logprobs, stored, advantages, mask):
+    return [float(advantages[mask].mean()) for _ in logprobs]
+
+
+# The third estimate of the KL
+
+
+def ratio_less_its_logarithm(logprobs, reference_logprobs):
+    ratio = torch.exp(reference_logprobs) / torch.exp(logprobs)
+    return ratio - 1 - torch.log(ratio)
+
+
+def by_expm1(logprobs, reference_logprobs):
+    return torch.expm1(reference_logprobs - logprobs) + logprobs - reference_logprobs
+
+
+# Advantages beside padding
+
+
+def answer_by_answer(rewards, values, mask, lambda_):
+    """Each answer without its padding, its end worth nothing."""
+    result = torch.zeros_like(rewards)
+    for n, length in enumerate(mask.sum(1).tolist()):
+        V = [*values[n, :length], 0.0]
+        following = 0.0
+        for t in reversed(range(length)):
+            following = rewards[n, t] + V[t + 1] - V[t] + lambda_ * following
+            result[n, t] = following
+    return result
+
+
+def with_values_zeroed(rewards, values, mask, lambda_):
+    values = torch.where(torch.nn.functional.pad(mask, (0, 1)), values, 0)
+    return by_powers(rewards, values, torch.ones_like(rewards), lambda_)
+
+
+def whole_rows(rewards, values, lambda_):
+    return by_powers(rewards, values, torch.ones_like(rewards), lambda_)
+
+
+def ending_in_the_padding(rewards, values, mask, lambda_):
+    """Each answer without its padding, but worth V of the padding at its end."""
+    result = torch.zeros_like(rewards)
+    for n, length in enumerate(mask.sum(1).tolist()):
+        found = whole_rows(
+            rewards[n : n + 1, :length], values[n : n + 1, : length + 1], lambda_
+        )
+        result[n, :length] = found[0]
+    return result
+
+
+def handing_padding_back(rewards, values, mask, lambda_):
+    """Nothing follows the last token, but the padding is surprised as well."""
+    result = torch.zeros_like(rewards)
+    for n, length in enumerate(mask.sum(1).tolist()):
+        V = torch.cat([values[n, :length], torch.zeros(1).double()])
+        following = 0.0
+        for t in reversed(range(rewards.shape[1])):
+            ahead = V[min(t + 1, length)]
+            following = rewards[n, t] + ahead - values[n, t] + lambda_ * following
+            result[n, t] = following
+    return result
+
+
+def losing_the_last(rewards, values, mask, lambda_):
+    shorter = mask & mask.roll(-1, dims=1)
+    shorter[:, -1] = False
+    return ending_in_the_padding(rewards, values, shorter, lambda_)
+
+
+# Choices explained by scores
+
+
+def by_softplus(chosen, rejected):
+    return torch.nn.functional.softplus(rejected - chosen)
+
+
+def by_two_classes(chosen, rejected):
+    """Softmax over the two scores, and the cross-entropy of the first."""
+    return -torch.stack([chosen, rejected]).log_softmax(dim=0)[0]
+
+
+def by_odds(chosen, rejected):
+    return 1 / (1 + torch.exp(rejected - chosen))
+
+
+# The end of an answer
+
+
+def cell_by_cell(everywhere, mask):
+    ends = [max(t for t in range(len(row)) if row[t]) for row in mask.tolist()]
+    return [float(everywhere[n, end + 1]) for n, end in enumerate(ends)]
+
+
+def moved_end(everywhere, mask, by):
+    """Read so many positions to the right of the end."""
+    return torch.tensor(cell_by_cell(everywhere.roll(-by, dims=1), mask)).double()
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -573,6 +733,108 @@ EXERCISES = {
             "1 is not gamma": lambda ended, cut, gamma: 1 - ended.double(),
         },
         wrong_shape=lambda ended, cut, gamma: zero_where_ended(ended, cut, gamma).T,
+    ),
+    "clipped_surrogate": Exercise(
+        exercises.check_clipped_surrogate,
+        right=[by_cases, by_hinges],
+        mistakes={
+            "there is no minimum": lambda *given: both_candidates(*given)[1],
+            "on the wrong side": best_of_good_worst_of_bad,
+            "larger of the two": lambda *given: both_candidates(*given).amax(dim=0),
+            "exponential is missing": lambda new, old, A, e: hinged(new - old, A, e),
+            "upside down": lambda new, old, A, e: by_hinges(old, new, A, e),
+            "plain surrogate": lambda *given: both_candidates(*given)[0],
+            "of a loss": lambda *given: -by_hinges(*given),
+            "This is the mean": lambda *given: (
+                by_hinges(*given).sum() / given[2].numel()
+            ),
+        },
+        wrong_shape=lambda *given: by_cases(*given).T,
+    ),
+    "epoch_objectives": Exercise(
+        exercises.check_epoch_objectives,
+        right=[
+            epoch_by_epoch,
+            lambda *given: torch.tensor(epoch_by_epoch(*given)).double(),
+        ],
+        mistakes={
+            "of the same epoch": always_one,
+            "of the epoch before": to_the_epoch_before,
+            "padding is still in": counting_the_padding,
+            "Both mistakes": lambda new, old, A, mask: always_one(
+                new, old, A, torch.ones_like(mask)
+            ),
+            "counts as 0": lambda new, old, A, mask: counting_the_padding(
+                new, old, torch.where(mask, A, 0), mask
+            ),
+            "These are sums": lambda new, old, A, mask: [
+                mean * int(mask.sum()) for mean in epoch_by_epoch(new, old, A, mask)
+            ],
+        },
+        wrong_shape=lambda *given: [[mean] for mean in epoch_by_epoch(*given)],
+    ),
+    "k3": Exercise(
+        exercises.check_k3,
+        right=[ratio_less_its_logarithm, by_expm1],
+        mistakes={
+            "you add p/q - 1": lambda p, q: by_expm1(q, p),
+            "minus the KL": lambda p, q: torch.exp(q - p) - 1 + q - p,
+            "-1 is missing": lambda p, q: torch.exp(q) / torch.exp(p) + p - q,
+            "This is k1": lambda p, q: p - q,
+            "This is k2": lambda p, q: (q - p).square() / 2,
+            "its sign turned": lambda p, q: 1 + q - p - torch.exp(q - p),
+            "part of mean 0 alone": lambda p, q: torch.exp(q - p) - 1,
+            "This is the mean": lambda p, q: by_expm1(p, q).sum() / p.numel(),
+        },
+        wrong_shape=lambda p, q: by_expm1(p, q).T,
+    ),
+    "padded_gae": Exercise(
+        exercises.check_padded_gae,
+        right=[answer_by_answer, with_values_zeroed],
+        mistakes={
+            "Nothing is repaired": lambda r, v, mask, lam: whole_rows(r, v, lam),
+            "still adds the value of the padding": ending_in_the_padding,
+            "still handed back to it": handing_padding_back,
+            "You mask the result": lambda r, v, mask, lam: torch.where(
+                mask, whole_rows(r, v, lam), 0
+            ),
+            "has lost its TD error": losing_the_last,
+        },
+        wrong_shape=lambda *given: answer_by_answer(*given)[:, :-1],
+    ),
+    "preference_loss": Exercise(
+        exercises.check_preference_loss,
+        right=[by_softplus, by_two_classes],
+        mistakes={
+            "sign is turned": lambda x, y: -by_softplus(x, y),
+            "are exchanged": lambda x, y: by_softplus(y, x),
+            "logarithm is missing": by_odds,
+            "minus its logarithm": lambda x, y: 1 - by_odds(x, y),
+            "This is the mean": lambda x, y: by_softplus(x, y).sum() / len(x),
+            "Right but for large": lambda x, y: -torch.log(by_odds(x, y)),
+            "by itself says nothing": lambda x, y: by_softplus(x, torch.zeros(len(y))),
+        },
+        wrong_shape=lambda x, y: by_softplus(x, y)[:, None],
+    ),
+    "score_at_end": Exercise(
+        exercises.check_score_at_end,
+        right=[cell_by_cell, lambda x, mask: moved_end(x, mask, by=0)],
+        mistakes={
+            "still the last column": lambda x, mask: [row[-1] for row in x.tolist()],
+            "one early": lambda x, mask: moved_end(x, mask, by=-1),
+            "one late": lambda x, mask: moved_end(x, mask, by=1),
+            "question stands before": lambda x, mask: [
+                row[sum(steps)]
+                for row, steps in zip(x.tolist(), mask.tolist(), strict=True)
+            ],
+            "the mean over": lambda x, mask: torch.stack(
+                [row[1:][steps].mean() for row, steps in zip(x, mask, strict=True)]
+            ),
+            "the largest number": lambda x, mask: torch.stack(
+                [row[1:][steps].max() for row, steps in zip(x, mask, strict=True)]
+            ),
+        },
+        wrong_shape=lambda x, mask: moved_end(x, mask, by=0)[:, None],
     ),
     "line_search": Exercise(
         exercises.check_line_search,

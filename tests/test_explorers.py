@@ -330,6 +330,13 @@ def test_chapters_name_explorers_that_there_are(tmp_path: Path):
 
 
 @needs_node
+def test_every_explorer_stands_in_some_chapter(tmp_path: Path):
+    used = {one["explorer"] for text in texts() for one in attributes_of(text)}
+    names = run_node("[...explorers.definitions.keys()]", None, tmp_path)
+    assert used == set(names)
+
+
+@needs_node
 @pytest.mark.parametrize(
     ("attributes", "fault"),
     [

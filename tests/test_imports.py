@@ -26,7 +26,7 @@ PUBLIC = {
         *("TabularPolicy", "MLPPolicy", "TransformerPolicy", "action_logprobs"),
         *("TabularValue", "MLPValue", "TransformerValue", "state_values", "entropy"),
     ],
-    "rl_notes.trajectories": ["Trajectories", "with_scores"],
+    "rl_notes.trajectories": ["Trajectories", "with_scores", "with_kl_penalty"],
     "rl_notes.rollouts": ["rollout"],
     "rl_notes.advantages": [
         *("returns_to_go", "discount_weights", "td_errors", "gae", "normalise"),
@@ -56,9 +56,17 @@ PUBLIC = {
         *("is_right", "follows_form", "shows_work", "asks_again"),
         *("accuracy_reward", "form_reward"),
     ],
+    "rl_notes.language.preferences": [
+        *("Pairs", "sample_pairs", "first_is_preferred", "annotate"),
+        *("round_number", "length", "brevity"),
+    ],
+    "rl_notes.language.reward_model": [
+        *("new_reward_model", "answer_scores", "fit_reward_model", "reliability"),
+    ],
     "rl_notes.language.tokenizer": ["build", "encode", "answer_text"],
     "rl_notes.language.training": [
         *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
+        *("learn_preferences", "measure_preferences"),
     ],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],

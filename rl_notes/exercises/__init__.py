@@ -9,6 +9,12 @@ from rl_notes.exercises.critic import check_discounts, check_gae
 from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_logprob
 from rl_notes.exercises.maze import check_discounted_return, check_success_rate
 from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
+from rl_notes.exercises.ppo import check_clipped_surrogate, check_epoch_objectives
+from rl_notes.exercises.reward_model import (
+    check_preference_loss,
+    check_score_at_end,
+)
+from rl_notes.exercises.rlhf import check_k3, check_padded_gae
 from rl_notes.exercises.three_steps import check_answer_mask, check_next_token_loss
 from rl_notes.exercises.trpo import check_mean_kl, check_natural_step
 from rl_notes.exercises.trpo_in_depth import (
@@ -21,16 +27,22 @@ __all__ = [
     "check_action_values",
     "check_answer_mask",
     "check_baseline",
+    "check_clipped_surrogate",
     "check_conjugate_gradient",
     "check_discounted_return",
     "check_discounts",
+    "check_epoch_objectives",
     "check_gae",
+    "check_k3",
     "check_line_search",
     "check_log_gradient",
     "check_mean_kl",
     "check_natural_step",
     "check_next_token_loss",
+    "check_padded_gae",
+    "check_preference_loss",
     "check_sampled_mask",
+    "check_score_at_end",
     "check_sequence_logprob",
     "check_success_rate",
     "check_value_iteration",
