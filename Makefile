@@ -11,10 +11,11 @@ BOOK_READY := $(BOOK)/.ready-$(VERSION)
 # The environment of everything else.
 ALL := .venv
 ALL_READY := $(ALL)/.ready-$(VERSION)
-# The same with the libraries that ours is compared with.
+# On top of it the libraries that ours is compared with.
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
+PEERS_GATE := $(PEERS)/bin/python tests/gate.py
 NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf
 
@@ -25,7 +26,7 @@ EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf
 
 help:
 	@echo 'make book              build the book and print the page to open (no torch)'
-	@echo 'make test              everything that CI checks: check, unit, nbval, book, links'
+	@echo 'make test              everything that CI checks: check, unit, nbval, book, links, peers'
 	@echo 'make notebooks         execute every notebook in place and store its outputs;'
 	@echo '                       NOTEBOOKS="book/maze.ipynb" names the ones to execute'
 	@echo 'make results           run the long experiments again and store their results'
@@ -41,8 +42,9 @@ help:
 book: $(BOOK_READY)
 	@$(BOOK)/bin/python tests/gate.py book
 
-test: $(ALL_READY)
+test: $(ALL_READY) $(PEERS_READY)
 	@$(GATE) check unit notebooks book site
+	@$(PEERS_GATE) peers
 
 check: $(ALL_READY)
 	@$(GATE) check
@@ -54,7 +56,7 @@ nbval: $(ALL_READY)
 	@$(GATE) notebooks
 
 test-peers: $(PEERS_READY)
-	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -q tests/peers
+	@$(PEERS_GATE) peers
 
 test-portability: $(ALL_READY)
 	@$(GATE) portability
@@ -98,6 +100,13 @@ $(ALL_READY): requirements.txt requirements-book.txt
 	  "rl_notes_working_tree.pth").write_text("$(CURDIR)\n", encoding="utf-8")'
 	@touch $@
 
-$(PEERS_READY): requirements.txt requirements-book.txt requirements-peers.txt
-	$(call environment,$(PEERS),requirements.txt -r requirements-peers.txt)
+# The packages of $(ALL) are seen from here, not installed again.
+$(PEERS_READY): $(ALL_READY) requirements-peers.txt
+	@echo 'Installing requirements-peers.txt into $(PEERS), once ...'
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
+	  "everything_else.pth").write_text(sys.argv[1] + "\n", encoding="utf-8")' \
+	  "$$($(ALL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check \
+	  -r requirements.txt -r requirements-peers.txt
 	@touch $@

@@ -1,7 +1,11 @@
-"""How much better than expected: the weights of the policy gradient, [N, T]."""
+"""How much better than expected: the weights of the policy gradient, [N, T].
+
+What compares whole answers is one number per row, [N]: `per_step` gives it to each of
+the row's steps.
+"""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rl_notes.trajectories import Trajectories
@@ -126,6 +130,93 @@ def normalise(
     return torch.where(mask, scaled, 0)
 
 
+def group_relative(
+    scores: Float[Tensor, " N"],
+    groups: Int[Tensor, " N"],
+    *,
+    scale: bool = True,
+    epsilon: float | int = 1e-4,
+) -> Float[Tensor, " N"]:
+    """How much better an answer is than the others to its prompt (group advantage).
+
+    A_i = (r_i - mean(r)) / (std(r) + epsilon)
+
+    Mean and standard deviation are those of the row's group, with Bessel's correction:
+    G answers have G - 1 degrees of freedom. The mean is an estimate of V(prompt), made
+    from the group itself, and so no value function is needed (Shao et al. 2024,
+    https://arxiv.org/abs/2402.03300).
+
+    With scale=False it is r_i - mean(r). As r_i is part of the mean, the gradient is
+    then (G - 1)/G of the right one in the mean, see `leave_one_out`. With scale=True
+    the direction is another one too: a group counts by its ranking more than by its
+    scores.
+
+    A group without spread, see `has_spread`, has exactly no advantage. Scores that
+    differ by rounding alone must not be divided by their standard deviation: with an
+    epsilon of 1e-8, 0.7 and 0.1 + 0.6 in single precision would become advantages of
+    -0.86 and 0.
+
+    Args:
+        scores: r_i, one per row.
+        groups: Which prompt a row came from, such as `trajectories.groups`. Rows may
+            come in any order, and groups may differ in size.
+        scale: Whether to divide by the standard deviation.
+        epsilon: Added to the standard deviation.
+    """
+    if not 0 <= epsilon < torch.inf:
+        raise ValueError(f"epsilon must be a number from 0 up, but it is {epsilon}.")
+    group, sizes = _groups(scores, groups)
+    centred = _centred(scores, group, sizes)
+    if not scale:
+        return centred
+    squares = scores.new_zeros(len(sizes)).index_add(0, group, centred**2)
+    deviation = (squares / (sizes - 1)).sqrt()[group]
+    # Where nothing is to be divided, an epsilon of 0 must not divide it by 0.
+    return centred / torch.where(centred != 0, deviation + epsilon, 1)
+
+
+def leave_one_out(
+    scores: Float[Tensor, " N"], groups: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """How much better an answer is than the mean of the others (leave-one-out).
+
+    A_i = r_i - (1/(G-1)) sum_{j != i} r_j
+
+    The baseline does not know r_i, and so the policy gradient has no bias (Ahmadian et
+    al. 2024, https://arxiv.org/abs/2402.14740, RLOO). It is G/(G-1) times the centred
+    advantage of `group_relative`. Rows and groups are as there; a group without spread
+    has exactly no advantage.
+    """
+    group, sizes = _groups(scores, groups)
+    return _centred(scores, group, sizes) * (sizes / (sizes - 1))[group]
+
+
+def has_spread(
+    scores: Float[Tensor, " N"], groups: Int[Tensor, " N"]
+) -> Bool[Tensor, " N"]:
+    """Whether the scores of the row's group differ by more than rounding (spread).
+
+    max(r) - min(r) > 1e-6 max(1, max |r|), within the group.
+
+    A group without spread teaches nothing: every answer is as good as the others. The
+    dynamic sampling of DAPO (https://arxiv.org/abs/2503.14476) drops such groups and
+    asks other questions until the batch is full.
+    """
+    return _spread(scores, *_groups(scores, groups))
+
+
+def per_step(
+    advantages: Float[Tensor, " N"], mask: Bool[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """The advantage of the row at each of its steps: A[n, t] = A[n], 0 off the mask."""
+    if advantages.shape != mask.shape[:1]:
+        raise ValueError(
+            f"advantages has shape {tuple(advantages.shape)}, but one number per row "
+            f"is needed: [{mask.shape[0]}]."
+        )
+    return torch.where(mask, advantages[:, None], 0)
+
+
 def explained_variance(
     values: Float[Tensor, "N T"],
     targets: Float[Tensor, "N T"],
@@ -143,6 +234,41 @@ def explained_variance(
     if _all_the_same(wanted):
         return 0.0
     return 1 - float(errors.var(correction=0) / wanted.var(correction=0))
+
+
+def _groups(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each row's group, [N], and how many rows each has, [K]."""
+    if scores.dim() != 1 or scores.shape != groups.shape:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)} and groups {tuple(groups.shape)}, "
+            "but one number per row is needed in both: [N]."
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores holds a value that is not finite.")
+    names, group, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+    if bool((sizes < 2).any()):
+        raise ValueError(
+            f"Group {names[sizes < 2][0].item()} has a single row, which can be "
+            "compared with nothing: sample at least two answers to each prompt."
+        )
+    return group, sizes.to(scores.dtype)
+
+
+def _centred(scores: Tensor, group: Tensor, sizes: Tensor) -> Tensor:
+    """Each score less the mean of its group; exactly 0 in a group without spread."""
+    means = scores.new_zeros(len(sizes)).index_add(0, group, scores) / sizes
+    return torch.where(_spread(scores, group, sizes), scores - means[group], 0)
+
+
+def _spread(scores: Tensor, group: Tensor, sizes: Tensor) -> Tensor:
+    """Whether the scores of the row's group differ by more than rounding does."""
+    start = scores.new_zeros(len(sizes))
+    highest, lowest = (
+        start.scatter_reduce(0, group, scores, reduce=extreme, include_self=False)
+        for extreme in ("amax", "amin")
+    )
+    size = torch.maximum(highest, -lowest).clamp(min=1)  # of the largest score
+    return (highest - lowest > 1e-6 * size)[group]
 
 
 def _next_values(values: Tensor, trajectories: Trajectories) -> Tensor:

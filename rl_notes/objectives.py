@@ -3,10 +3,14 @@
 An objective is one number per step, [N, T]; what compares answers is one per pair, [N].
 What is called a loss is minimised. An aggregation is linear in its first argument.
 What stands where the mask is False never enters, not even as NaN.
+
+`token_clip`, `sequence_clip` and `cispo` are functions of the same four arguments, the
+log-probabilities of the policy as it is and as it sampled, the advantages and the mask:
+any such function can be the objective of `grpo_update`.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -21,6 +25,34 @@ def importance_ratio(
     """
     _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
     return (new_logprobs - old_logprobs).exp()
+
+
+def sequence_ratio(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    length_normalised: bool = True,
+) -> Float[Tensor, "N T"]:
+    """How much likelier the policy has made the whole answer (sequence ratio).
+
+    s_n = (pi_new(o_n) / pi_old(o_n))^(1 / L_n) = exp((1/L_n) sum_t log rho_t)
+
+    The same number at each step of the row; 1 where the mask is False. It is the
+    geometric mean of the row's (ratio)s, and its gradient with respect to each
+    log pi_new(a_t | s_t) is s_n / L_n (GSPO, Zheng et al. 2025,
+    https://arxiv.org/abs/2507.18071). Being a mean it stays much closer to 1 than a
+    step's ratio does, and is clipped at distances such as 3e-4.
+
+    Without `length_normalised` it is the ratio of the answers' probabilities, the
+    product of the (ratio)s, with gradient s_n at each step.
+    """
+    _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
+    _require_same_shape("mask", mask, new_logprobs)
+    log_ratio = torch.where(mask, new_logprobs - old_logprobs, 0).sum(dim=1)
+    if length_normalised:
+        log_ratio = log_ratio / mask.sum(dim=1).clamp(min=1)
+    return torch.where(mask, log_ratio.exp()[:, None], 1)
 
 
 def surrogate(
@@ -65,6 +97,89 @@ def clipped_surrogate(
         )
     near = ratio.clamp(1 - clip_low, 1 + clip_high)
     return torch.minimum(ratio * advantages, near * advantages)
+
+
+def token_clip(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+) -> Float[Tensor, "N T"]:
+    """The (clip) of each step's own (ratio): the objective of PPO, GRPO and DAPO."""
+    ratio = importance_ratio(new_logprobs, old_logprobs)
+    return clipped_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def sequence_clip(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+    length_normalised: bool = True,
+) -> Float[Tensor, "N T"]:
+    """The (clip) of the whole row's (sequence ratio): the objective of GSPO.
+
+    With `mean_over_sequences` it is the mean over rows of min(s_n A_n, clip(s_n) A_n),
+    each row clipped or driven as a whole. Without `length_normalised` it is the
+    objective of RLOO in its off-policy form.
+    """
+    ratio = sequence_ratio(
+        new_logprobs, old_logprobs, mask, length_normalised=length_normalised
+    )
+    return clipped_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def cispo(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    cap: float | int,
+) -> Float[Tensor, "N T"]:
+    """The policy gradient, weighed by a capped (ratio) (CISPO). To be maximised.
+
+    [min(rho_t, cap)] A_t log pi_new(a_t | s_t), where the bracket is a number
+
+    No step is ever held: where the (clip) has no gradient, this one has a bounded
+    weight (MiniMax 2025, https://arxiv.org/abs/2506.13585). Its value means nothing,
+    only its gradient does.
+
+    The trap: `cap` is the largest weight itself, and not a distance from 1. In the
+    paper it is 1 + epsilon_high. TRL calls the cap epsilon_high, and that is 0.2 where
+    nothing is set: each step then weighs at most 0.2, which is a learning rate five
+    times smaller and no importance weight at all.
+    """
+    if not cap > 0:
+        raise ValueError(
+            f"cap must be positive, but it is {cap}. It is the largest weight, such as "
+            "5, and not a distance from 1."
+        )
+    _require_same_shape("advantages", advantages, new_logprobs)
+    weight = importance_ratio(new_logprobs, old_logprobs).detach().clamp(max=cap)
+    return weight * advantages * new_logprobs
+
+
+def overlong_penalty(
+    lengths: Int[Tensor, " N"], *, limit: int, buffer: int
+) -> Float[Tensor, " N"]:
+    """What an answer loses by nearing the length limit (overlong). Added to the score.
+
+    0 up to limit - buffer steps, then (limit - buffer - L_n) / buffer, -1 from `limit`
+    on. A slope instead of a cliff: an answer that is almost too long is warned before
+    it is cut off (DAPO, https://arxiv.org/abs/2503.14476, equation 13).
+    """
+    if not 0 < buffer <= limit:
+        raise ValueError(
+            f"buffer must be positive and at most limit={limit}, but it is {buffer}."
+        )
+    return ((limit - buffer - lengths) / buffer).clamp(-1, 0)
 
 
 def mean_over_tokens(

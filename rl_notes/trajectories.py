@@ -78,6 +78,17 @@ class Trajectories:
             **{f.name: getattr(self, f.name)[rows] for f in fields(self)}
         )
 
+    def trimmed(self) -> "Trajectories":
+        """The same rows without the columns that lie past the longest of them."""
+        steps = int(self.lengths.max())
+        ends = {"observations": steps + 1}
+        columns = {
+            f.name: getattr(self, f.name)[:, : ends.get(f.name, steps)]
+            for f in fields(self)
+            if f.name != "groups"
+        }
+        return replace(self, **columns)
+
 
 def with_scores(
     trajectories: Trajectories, scores: Float[Tensor, " N"]

@@ -253,6 +253,12 @@ def site() -> None:
         raise Refused("\n".join(faults))
 
 
+def peers() -> None:
+    """Compare with other libraries, number by number."""
+    types = "--jaxtyping-packages=rl_notes,beartype.beartype"
+    run([*PYTEST, types, "tests/peers"], env=environment(built_site()))
+
+
 def portability() -> None:
     """Run nbval as other processors and thread counts would compute."""
     failed = 0
@@ -272,7 +278,8 @@ def portability() -> None:
 
 
 STAGES: dict[str, Callable[[], None]] = {
-    stage.__name__: stage for stage in (check, unit, notebooks, book, site, portability)
+    stage.__name__: stage
+    for stage in (check, unit, notebooks, book, site, peers, portability)
 }
 
 

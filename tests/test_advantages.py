@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import pytest
@@ -14,7 +15,11 @@ from rl_notes.advantages import (
     discount_weights,
     explained_variance,
     gae,
+    group_relative,
+    has_spread,
+    leave_one_out,
     normalise,
+    per_step,
     returns_to_go,
     td_errors,
 )
@@ -603,3 +608,170 @@ def test_one_value_and_one_target_per_step_are_compared(shape):
         explained_variance(right, torch.ones(shape), mask)
     with pytest.raises(ValueError, match=r"^values has shape .*needed: \[3, 3\]"):
         explained_variance(torch.ones(shape), right, mask)
+
+
+# Advantages within a group
+
+# Two groups, of 4 rows and of 2, interleaved.
+GROUPS = torch.tensor([7, 3, 7, 7, 3, 7])
+GRADES = torch.tensor([1.0, 10, 0, 0, 20, 0], dtype=torch.float64)
+centred = partial(group_relative, scale=False)
+EACH = {"scaled": group_relative, "centred": centred, "others": leave_one_out}
+each_estimate = pytest.mark.parametrize("estimate", EACH.values(), ids=EACH)
+
+
+def test_advantages_within_a_group_by_hand():
+    """Group 7: mean 1/4, and (9 + 1 + 1 + 1)/16/3 = 1/4 is the variance. Group 3: mean
+    15, and (25 + 25)/1 = 50."""
+    low, high = -5 / (math.sqrt(50) + 1e-4), 5 / (math.sqrt(50) + 1e-4)
+    good, bad = 0.75 / (0.5 + 1e-4), -0.25 / (0.5 + 1e-4)
+    found = group_relative(GRADES, GROUPS).tolist()
+    expected = [good, low, bad, bad, high, bad]
+    assert found == pytest.approx(expected, abs=1e-12)
+    found = centred(GRADES, GROUPS).tolist()
+    assert found == pytest.approx([0.75, -5, -0.25, -0.25, 5, -0.25], abs=1e-12)
+    # Less the mean of the others: 0 for the good one, 1/3 for each of the bad ones.
+    found = leave_one_out(GRADES, GROUPS).tolist()
+    assert found == pytest.approx([1, -10, -1 / 3, -1 / 3, 10, -1 / 3], abs=1e-12)
+    plain = group_relative(GRADES, GROUPS, epsilon=0.5)[1]
+    assert float(plain) == pytest.approx(-5 / (math.sqrt(50) + 0.5), abs=1e-12)
+
+
+def random_groups(seed=0):
+    """Forty rows in eight groups of different sizes, in no order."""
+    groups = torch.randint(6, (40,), generator=seeded(seed)) * 10 - 20
+    scores = 3 * torch.randn(40, generator=seeded(seed + 100), dtype=torch.float64)
+    sizes = {int((groups == name).sum()) for name in groups.unique()}
+    assert min(sizes) > 1
+    assert len(sizes) > 1
+    return scores, groups
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_group_is_as_if_it_were_alone(seed):
+    scores, groups = random_groups(seed)
+    by_itself = {name: torch.empty_like(scores) for name in EACH}
+    for name in groups.unique():
+        rows = groups == name
+        alone = scores[rows]
+        others = (alone.sum() - alone) / (len(alone) - 1)
+        by_itself["others"][rows] = alone - others
+        by_itself["centred"][rows] = alone - alone.mean()
+        scaled = (alone - alone.mean()) / (alone.std(correction=1) + 1e-4)
+        by_itself["scaled"][rows] = scaled
+    for name, estimate in EACH.items():
+        found = estimate(scores, groups)
+        torch.testing.assert_close(found, by_itself[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leave_one_out_is_a_multiple_of_the_centred_advantage(seed):
+    scores, groups = random_groups(seed)
+    sizes = torch.tensor([int((groups == group).sum()) for group in groups])
+    expected = (sizes.double() / (sizes - 1)) * centred(scores, groups)
+    found = leave_one_out(scores, groups)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@each_estimate
+def test_rows_of_a_group_may_come_in_any_order(estimate):
+    scores, groups = random_groups()
+    order = torch.randperm(40, generator=seeded(1))
+    found = estimate(scores[order], groups[order])
+    torch.testing.assert_close(found, estimate(scores, groups)[order])
+
+
+def without_a_guard(scores, groups, *, epsilon=1e-8):
+    """As in a well-known small repository, epsilon included."""
+    centred = scores - scores.mean()
+    return centred / (scores.std(correction=1) + epsilon)
+
+
+NOISE = {
+    "0.7 and 0.1 + 0.6": torch.tensor([0.7, 0.1]) + torch.tensor([0.0, 0.6]),
+    "equal, but not their mean": torch.tensor([0.1, 0.1, 0.1]),
+    "large": torch.tensor([1e8, 1e8 + 8]),
+    "negative": torch.tensor([-1e8, -1e8 - 8]),
+    "zeros": torch.zeros(5),
+    "almost zero": torch.tensor([0.0, 1e-7]),
+}
+
+
+def check_noise(estimate):
+    for scores in NOISE.values():
+        groups = torch.zeros(len(scores), dtype=torch.long)
+        assert (estimate(scores, groups) == 0).all()
+
+
+@each_estimate
+def test_a_group_without_spread_has_exactly_no_advantage(estimate):
+    first, second = NOISE["0.7 and 0.1 + 0.6"]
+    assert first != second
+    check_noise(estimate)
+    check_noise(partial(group_relative, epsilon=0.0))
+
+
+def test_rounding_that_becomes_a_signal_is_refused():
+    noise = NOISE["0.7 and 0.1 + 0.6"]
+    assert without_a_guard(noise, None).tolist() == pytest.approx([-0.856, 0], abs=0.01)
+    small = without_a_guard(noise, None, epsilon=1e-4)
+    assert float(small.abs().max()) < 1e-3
+    with pytest.raises(AssertionError):
+        check_noise(without_a_guard)
+
+
+@each_estimate
+def test_a_spread_above_rounding_is_a_signal(estimate):
+    scores = torch.tensor([0.5, 0.5 + 3e-6], dtype=torch.float64)
+    found = estimate(scores, torch.tensor([0, 0]))
+    assert (found != 0).all()
+    assert float(found.sum()) == pytest.approx(0, abs=1e-12)
+
+
+def test_which_groups_have_a_spread():
+    scores = torch.tensor([1.0, 0, 1, 1, 0, 0, 0.3, 0.3 + 2**-26])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    order = torch.randperm(8, generator=seeded(0))
+    expected = torch.tensor([True] * 2 + [False] * 6)
+    assert torch.equal(has_spread(scores[order], groups[order]), expected[order])
+    assert torch.equal(group_relative(scores, groups) != 0, expected)
+
+
+@pytest.mark.parametrize("estimate", [*EACH.values(), has_spread])
+def test_a_group_of_one_is_refused(estimate):
+    with pytest.raises(ValueError, match="Group 3 has a single row"):
+        estimate(torch.tensor([1.0, 0, 1]), torch.tensor([7, 3, 7]))
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("estimate", [*EACH.values(), has_spread])
+def test_one_finite_score_per_row_is_needed(estimate):
+    groups = torch.tensor([0, 0, 1, 1])
+    for shape in [(2,), (4, 1), (1, 4), (4, 4), ()]:
+        with pytest.raises(ValueError, match=r"^scores has shape .* and groups \(4,\)"):
+            estimate(torch.ones(shape), groups)
+    with pytest.raises(ValueError, match=r"scores has shape \(4, 1\) and groups"):
+        estimate(torch.ones(4, 1), groups[:, None])
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="scores holds a value that is not finite"):
+            estimate(torch.tensor([1.0, value, 0, 0]), groups)
+
+
+@pytest.mark.parametrize("epsilon", [-1e-4, math.nan, math.inf])
+def test_an_epsilon_that_makes_no_sense_is_refused(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be a number from 0 up"):
+        group_relative(GRADES, GROUPS, epsilon=epsilon)
+
+
+def test_the_advantage_of_a_row_is_that_of_its_steps():
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    found = per_step(torch.tensor([2.0, -3.0]), mask)
+    assert found.tolist() == [[0, 2, 2], [-3, 0, 0]]
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3, 3), (2,), (1,), ()])
+def test_one_advantage_per_row_becomes_one_per_step(shape):
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^advantages has shape .* needed: \[3\]"):
+        per_step(torch.ones(shape), mask)

@@ -6,10 +6,23 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from answers import (
+    ANSWERS,
+    END,
+    PROMPT_IDS,
+    SCORES,
+    STEPS,
+    exact_gradient,
+    expected_reward,
+    flat,
+    gradient,
+    probability,
+    three_tokens,
+)
 from batches import seeded
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import SyncVectorEnv
-from language_models import exact, tiny
+from language_models import exact
 from torch import nn
 
 from rl_notes.advantages import returns_to_go
@@ -22,8 +35,6 @@ from rl_notes.policies import TransformerPolicy, action_logprobs, states
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories, with_kl_penalty, with_scores
 from rl_notes.updates import reinforce_update
-
-PROMPT_IDS, END, STEPS = [1, 0], 2, 3  # of the enumerated world
 
 
 class Writing(gymnasium.Env):
@@ -176,42 +187,9 @@ def test_reinforce_raises_the_accuracy_of_the_sft_model():
 # A vocabulary of three tokens and three steps: every answer can be listed.
 
 
-def all_answers(written=()):
-    if len(written) == STEPS or written[-1:] == (END,):
-        return [written]
-    return [answer for token in range(3) for answer in all_answers((*written, token))]
-
-
-ANSWERS = all_answers()
-SCORES = dict(
-    zip(ANSWERS, torch.randn(len(ANSWERS), generator=seeded(5)).tolist(), strict=True)
-)
-
-
 @pytest.fixture
 def policy():
-    return TransformerPolicy(tiny(vocabulary=3, end=END, scale=20), temperature=1.5)
-
-
-def probability(policy, answer):
-    """The product of its tokens' probabilities, from one forward pass for each."""
-    product = torch.ones((), dtype=torch.float64)
-    for step, token in enumerate(answer):
-        prefix = torch.tensor([[*PROMPT_IDS, *answer[:step]]])
-        product = product * policy(prefix)[0, -1].softmax(-1)[token]
-    return product
-
-
-def expected_reward(policy):
-    return sum(probability(policy, answer) * SCORES[answer] for answer in ANSWERS)
-
-
-def flat(tensors):
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def exact_gradient(policy):
-    return flat(torch.autograd.grad(expected_reward(policy), policy.parameters()))
+    return three_tokens()
 
 
 def one_row(answer):
@@ -295,11 +273,7 @@ def test_sampled_estimate_approaches_the_exact_gradient(policy):
 
 @pytest.fixture
 def reference():
-    return TransformerPolicy(tiny(vocabulary=3, end=END, scale=20, seed=1))
-
-
-def gradient(policy, scalar):
-    return flat(torch.autograd.grad(scalar, policy.parameters()))
+    return three_tokens(seed=1, temperature=1.0)
 
 
 def mean_over_answers(policy, one_answer):

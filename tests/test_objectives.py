@@ -6,13 +6,18 @@ import torch
 from batches import seeded
 
 from rl_notes.objectives import (
+    cispo,
     clipped_surrogate,
     importance_ratio,
     mean_over_sequences,
     mean_over_tokens,
+    overlong_penalty,
     preference_loss,
+    sequence_clip,
+    sequence_ratio,
     sum_over_constant,
     surrogate,
+    token_clip,
     value_loss,
 )
 
@@ -315,6 +320,168 @@ def test_a_clip_is_a_distance_from_one(low, high):
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match=f"positive, but they are {low} and {high}"):
         clipped_surrogate(x, x, clip_low=low, clip_high=high)
+
+
+# The ratio of a whole answer
+
+
+def answers():
+    """Log-probabilities, old and new, and nonsense beyond the mask."""
+    old = torch.where(MASK, -random_x(0).abs(), -1e3)
+    new = torch.where(MASK, -random_x(1).abs(), -7.0)
+    return new.requires_grad_(), old
+
+
+def check_sequence_ratio(function, *, length_normalised=True):
+    """Against a loop over the rows, and its gradient: s_n / L_n, or s_n."""
+    new, old = answers()
+    found = function(new, old, MASK, length_normalised=length_normalised)
+    weights = random_x(2)
+    (slope,) = torch.autograd.grad((weights * found).sum(), new)
+    for row, mask in enumerate(MASK):
+        steps = mask.nonzero()[:, 0]
+        share = 1 / len(steps) if length_normalised else 1.0
+        chances = (new[row, steps].exp() / old[row, steps].exp()).prod().item()
+        ratio = chances**share
+        assert found[row, steps].tolist() == pytest.approx([ratio] * len(steps))
+        expected = ratio * share * float(weights[row, steps].sum())
+        assert slope[row, steps].tolist() == pytest.approx([expected] * len(steps))
+    assert (found[~MASK] == 1).all()
+    assert (slope[~MASK] == 0).all()
+
+
+@pytest.mark.parametrize("length_normalised", [True, False])
+def test_the_ratio_of_an_answer_and_its_gradient(length_normalised):
+    check_sequence_ratio(sequence_ratio, length_normalised=length_normalised)
+
+
+def mean_of_the_ratios(new, old, mask, *, length_normalised):
+    ratio = importance_ratio(new, old)
+    mean = torch.where(mask, ratio, 0).sum(1) / mask.sum(1)
+    return torch.where(mask, mean[:, None], 1)
+
+
+def never_normalised(new, old, mask, *, length_normalised):
+    return sequence_ratio(new, old, mask, length_normalised=False)
+
+
+def over_all_columns(new, old, mask, *, length_normalised):
+    return sequence_ratio(new, old, torch.ones_like(mask))
+
+
+@pytest.mark.parametrize(
+    "broken", [mean_of_the_ratios, never_normalised, over_all_columns]
+)
+def test_a_broken_ratio_of_answers_is_refused(broken):
+    with pytest.raises(AssertionError):
+        check_sequence_ratio(broken)
+
+
+def test_the_ratio_of_a_row_without_a_step_is_one():
+    new, old = answers()
+    mask = MASK.clone()
+    mask[1] = False
+    found = sequence_ratio(new, old, mask)
+    assert found[1].tolist() == [1, 1, 1, 1]
+    assert found[0, 0].item() != 1
+
+
+# What is climbed at each step
+
+
+def test_the_objectives_are_their_equations():
+    new, old = answers()
+    advantages, clip = random_x(2), {"clip_low": LOW, "clip_high": HIGH}
+    found = token_clip(new, old, advantages, MASK, **clip)
+    ratio = importance_ratio(new, old)
+    expected = clipped_surrogate(ratio, advantages, **clip)
+    assert torch.equal(found[MASK], expected[MASK])
+    for length_normalised in (True, False):
+        option = {"length_normalised": length_normalised}
+        found = sequence_clip(new, old, advantages, MASK, **clip, **option)
+        ratio = sequence_ratio(new, old, MASK, **option)
+        expected = clipped_surrogate(ratio, advantages, **clip)
+        assert torch.equal(found[MASK], expected[MASK])
+
+
+def test_the_objective_of_gspo_is_a_mean_over_rows_each_clipped_as_a_whole():
+    """With one advantage per row: the equation of the paper, in a loop."""
+    new, old = answers()
+    scores = torch.tensor([1.0, -2.0, 0.5]).double()
+    clip = {"clip_low": 0.05, "clip_high": 0.05}
+    x = sequence_clip(new, old, scores[:, None].expand(3, 4), MASK, **clip)
+    ratios = sequence_ratio(new, old, MASK).detach().where(MASK, 0).amax(dim=1)
+    expected = sum(
+        min(s * a, min(max(s, 0.95), 1.05) * a)
+        for s, a in zip(ratios.tolist(), scores.tolist(), strict=True)
+    )
+    assert float(mean_over_sequences(x, MASK).detach()) == pytest.approx(expected / 3)
+
+
+def test_the_weight_of_cispo_is_capped_and_has_no_gradient():
+    """Ratios 0.5, 1.25 and 4, capped at 2: the weights are 0.5, 1.25 and 2."""
+    old = torch.tensor([[0.4, 0.4, 0.2]]).double().log()
+    new = (old + torch.tensor([[0.5, 1.25, 4.0]]).double().log()).requires_grad_()
+    advantages = torch.tensor([[3.0, -1.0, -2.0]]).double()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    found = cispo(new, old, advantages, mask, cap=2.0)
+    found.sum().backward()
+    assert new.grad.tolist()[0] == pytest.approx([1.5, -1.25, -4], abs=1e-12)
+    values = [w * x for w, x in zip([1.5, -1.25, -4], new.tolist()[0], strict=True)]
+    assert found.tolist()[0] == pytest.approx(values, abs=1e-12)
+    # The trap: taken as a distance from 1, the cap of 0.2 would be 1.2.
+    found = cispo(new, old, advantages, mask, cap=0.2)
+    (slope,) = torch.autograd.grad(found.sum(), new)
+    assert slope.tolist()[0] == pytest.approx([0.6, -0.2, -0.4], abs=1e-12)
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0, NAN])
+def test_a_cap_is_a_weight(cap):
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=f"cap must be positive, but it is {cap}"):
+        cispo(x, x, x, x == 0, cap=cap)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize(
+    "function",
+    [
+        partial(token_clip, clip_low=0.2, clip_high=0.2),
+        partial(sequence_clip, clip_low=0.2, clip_high=0.2),
+        partial(cispo, cap=2.0),
+    ],
+)
+@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3), ()])
+def test_an_objective_pairs_no_numbers_of_different_steps(function, place, shape):
+    square = torch.zeros(3, 3)
+    given = [square, square, square, square == 0]
+    given[place] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"one number per step is needed: \[3, 3\]"):
+        function(*given)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+def test_a_ratio_of_answers_needs_a_mask_of_the_same_shape():
+    x = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=r"^mask has shape \(3,\)"):
+        sequence_ratio(x, x, torch.ones(3, dtype=torch.bool))
+
+
+def test_the_penalty_of_a_long_answer_by_hand():
+    """Nothing up to 16 of 20, then a quarter for each step, and 1 from there on."""
+    lengths = torch.tensor([0, 16, 17, 18, 20, 25])
+    found = overlong_penalty(lengths, limit=20, buffer=4)
+    assert found.tolist() == [0, 0, -0.25, -0.5, -1, -1]
+    whole = overlong_penalty(lengths, limit=20, buffer=20)
+    assert whole[1].item() == pytest.approx(-0.8)
+
+
+@pytest.mark.parametrize("buffer", [0, -1, 21])
+def test_a_buffer_lies_within_the_limit(buffer):
+    message = f"at most limit=20, but it is {buffer}"
+    with pytest.raises(ValueError, match=message):
+        overlong_penalty(torch.tensor([3]), limit=20, buffer=buffer)
 
 
 # Preferences

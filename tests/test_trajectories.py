@@ -144,6 +144,19 @@ def test_select_refuses_a_row_that_is_not_there():
         batch().select(torch.tensor([2]))
 
 
+def test_trimmed_leaves_out_the_columns_past_the_longest_row():
+    """And nothing else: of a prompt and of s_L nothing is lost."""
+    wide = random_batch([2, 3, 0], prompts=[2, 0, 1], steps=9)
+    short = wide.trimmed()
+    assert short.mask.shape == (3, 4)
+    for field in fields(Trajectories):
+        kept = getattr(wide, field.name)
+        if field.name != "groups":
+            kept = kept[:, : 5 if field.name == "observations" else 4]
+        assert torch.equal(getattr(short, field.name), kept)
+    assert int(wide.mask.sum()) == int(short.mask.sum()) == 5
+
+
 # Scores
 
 

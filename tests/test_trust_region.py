@@ -756,7 +756,7 @@ BROKEN_UPDATES = {
     ("check", "name", "replacement"), BROKEN_UPDATES.values(), ids=BROKEN_UPDATES
 )
 def test_a_broken_update_is_refused(check, name, replacement, monkeypatch):
-    monkeypatch.setattr(updates, name, replacement)
+    monkeypatch.setattr(updates.trust_region, name, replacement)
     with pytest.raises(AssertionError):
         CHECKS[check]()
 

@@ -1,0 +1,25 @@
+"""One update of a policy, or of a value function. One module for each.
+
+Nothing here knows a maze from a language model.
+"""
+
+from rl_notes.updates._climb import ClipStats
+from rl_notes.updates._shared import UpdateStats
+from rl_notes.updates.clip import ppo_update
+from rl_notes.updates.group import GroupStats, grpo_update
+from rl_notes.updates.policy_gradient import reinforce_update
+from rl_notes.updates.trust_region import TrustRegionStats, trpo_update
+from rl_notes.updates.value import ValueStats, fit_value
+
+__all__ = [
+    "ClipStats",
+    "GroupStats",
+    "TrustRegionStats",
+    "UpdateStats",
+    "ValueStats",
+    "fit_value",
+    "grpo_update",
+    "ppo_update",
+    "reinforce_update",
+    "trpo_update",
+]

@@ -1,0 +1,94 @@
+"""PPO: epochs of minibatches up to the clip."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rl_notes.objectives import mean_over_tokens, token_clip
+from rl_notes.trajectories import Trajectories
+from rl_notes.updates._climb import ClipStats, Schedule, climb, report
+from rl_notes.updates._shared import require_epochs, require_per_step
+
+
+def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    trajectories: Trajectories,
+    advantages: Float[Tensor, "N T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+    epochs: int,
+    minibatches: int,
+    generator: torch.Generator,
+    max_kl: float | int = math.inf,
+    micro_batch: int | None = None,
+) -> ClipStats:
+    """One update of PPO, Schulman et al. (2017): several epochs up the (clip).
+
+    maximise the mean over steps of min(rho_t A_t, clip(rho_t, ...) A_t)
+
+    In every epoch the rows that have a step are shuffled by `generator` and dealt out
+    to the minibatches, whose numbers of rows differ by at most one. Each minibatch is
+    one step of the optimizer along the mean over its own steps. The first is a step of
+    REINFORCE, up to the scale: mean over steps, where `reinforce_update` sums over a
+    row.
+
+    The ratio is to the policy that sampled, by the log-probabilities stored with the
+    trajectories: in all epochs the same. The advantages are taken as they are, and
+    nothing is normalised. There is no value function here: `fit_value` fits it.
+
+    If an objective, a gradient or the policy that results is not finite, policy and
+    optimizer are put back to what they were before the call, and ValueError is raised.
+
+    Args:
+        policy: The very policy that sampled the trajectories, checked as by
+            `trpo_update`. Dropout or batch normalisation must be in eval mode.
+        optimizer: Of the policy's parameters.
+        trajectories: What the policy did.
+        advantages: One finite number per step.
+        clip_low: How far below 1 the ratio of a bad action is driven.
+        clip_high: How far above 1 the ratio of a good action is driven.
+        epochs: How often each row is used, at most.
+        minibatches: Into how many parts an epoch deals the rows out.
+        generator: Shuffles the rows.
+        max_kl: No other epoch is begun once KL(old || new), mean over all steps of the
+            batch, is above this. A brake and not a bound: the epoch that went too far
+            is kept. To look costs one forward pass over the batch after each epoch.
+        micro_batch: How many rows to run the policy on at a time, to save memory. It
+            changes nothing but rounding: the parts of a minibatch add up. None runs a
+            minibatch at once.
+    """
+    require_per_step(advantages, trajectories)
+    old, mask, advantages = (
+        trajectories.logprobs,
+        trajectories.mask,
+        advantages.detach(),
+    )
+
+    def objective(new: Tensor, rows: Tensor) -> Tensor:
+        """The (clip) of these rows."""
+        return token_clip(
+            new,
+            old[rows],
+            advantages[rows],
+            mask[rows],
+            clip_low=clip_low,
+            clip_high=clip_high,
+        )
+
+    with_a_step = mask.any(dim=1)
+    require_epochs(epochs, minibatches, int(with_a_step.sum()))
+    climbed = climb(
+        policy,
+        optimizer,
+        trajectories,
+        objective,
+        aggregate=mean_over_tokens,
+        dealt=with_a_step,
+        live=with_a_step,
+        schedule=Schedule(epochs, minibatches, generator, micro_batch, max_kl),
+    )
+    return ClipStats(**report(climbed, objective, advantages))
