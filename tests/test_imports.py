@@ -66,7 +66,7 @@ PUBLIC = {
     "rl_notes.language.tokenizer": ["build", "encode", "answer_text"],
     "rl_notes.language.training": [
         *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
-        *("learn_preferences", "measure_preferences"),
+        *("learn_preferences", "measure_preferences", "learn_from_the_rule"),
     ],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],

@@ -24,12 +24,15 @@ from rl_notes.language.reward_model import fit_reward_model, new_reward_model
 from rl_notes.language.tokenizer import answer_text, build, encode
 from rl_notes.language.training import (
     fine_tune,
+    learn_from_the_rule,
     learn_preferences,
     main,
     measure_preferences,
     next_token_loss,
     pretrain,
 )
+from rl_notes.objectives import mean_over_tokens
+from rl_notes.updates import grpo_update
 
 LOOPS = (pretrain, fine_tune)
 
@@ -309,12 +312,14 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
     by_length = partial(first_is_preferred, liking=length, weakness=1)
     monkeypatch.setattr(training, "first_is_preferred", by_length)
     short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2", "--compared", "40")
+    short += ("--updates", "1", "--questions", "20")
     for folder in ("first", "second"):
-        main([*short, "--questions", "20", "--folder", str(tmp_path / folder)])
+        main([*short, "--folder", str(tmp_path / folder)])
     said = capsys.readouterr().out
     assert said.count("base.safetensors, after ") == 2
     assert said.count("sft.safetensors, after ") == 2
-    assert said.count("temperature 1.0, n=20: right ") == 4
+    assert said.count("grpo.safetensors, after ") == 2
+    assert said.count("temperature 1.0, n=20: right ") == 6
     assert said.count("reward.safetensors, after ") == 2
     assert said.count("mixed 0.000, right_over_wrong nan, loss 0.6") == 2
     for name in SHIPPED:
@@ -335,6 +340,45 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
     loaded = new_reward_model(little(seed=9))
     loaded.load_state_dict(load_file(tmp_path / "first" / "reward.safetensors"))
     assert torch.equal(weights(loaded), weights(reward_model))
+    generator.manual_seed(training.GRPO_SEED)
+    learn_from_the_rule(model, updates=1, generator=generator)
+    loaded = little(seed=9)
+    loaded.load_state_dict(load_file(tmp_path / "first" / "grpo.safetensors"))
+    assert torch.equal(weights(loaded), weights(model))
+
+
+# GRPO
+
+
+def test_the_rule_is_learnt_from_groups_of_answers(monkeypatch):
+    """Each update: the scores of the truth within its group, at a rate that falls."""
+    model = load("sft")[0]
+    before, updates, rates = weights(model), [], []
+
+    def spy(policy, optimizer, batch, advantages, **settings):
+        updates.append((batch, advantages, settings))
+        rates.append(optimizer.param_groups[0]["lr"])
+        return grpo_update(policy, optimizer, batch, advantages, **settings)
+
+    monkeypatch.setattr(training, "grpo_update", spy)
+    options = {"groups": 6, "group_size": 4, "learning_rate": 1e-5}
+    learn_from_the_rule(model, updates=4, generator=seeded(0), **options)
+    assert not torch.equal(weights(model), before)
+    assert rates == pytest.approx([1e-5, 0.75e-5, 0.5e-5, 0.25e-5])
+    for batch, advantages, settings in updates:
+        asked = [question_in(row) for row in batch.observations]
+        assert not any(is_held_out(*numbers(question)) for question in asked)
+        assert [asked[4 * group] for group in range(6) for _ in range(4)] == asked
+        rows = zip(batch.actions, batch.mask, strict=True)
+        texts = [answer_text(build(), row[mask].tolist()) for row, mask in rows]
+        right = torch.tensor(accuracy_reward(asked, texts)).view(6, 4)
+        better = right - right.mean(1, keepdim=True)
+        expected = (better / (right.std(1, keepdim=True) + 1e-4)).flatten()
+        assert torch.allclose(advantages, expected[:, None] * batch.mask, atol=1e-6)
+        assert settings["aggregate"] is mean_over_tokens
+        assert (settings["epochs"], settings["minibatches"]) == (2, 4)
+        assert settings["objective"].keywords == {"clip_low": 0.2, "clip_high": 0.2}
+    assert any(bool(advantages.any()) for _, advantages, _ in updates)
 
 
 # The reward model

@@ -17,7 +17,7 @@ from transformers import (
 from rl_notes.language import tokenizer as little
 from rl_notes.language.reward_model import new_reward_model
 
-SHIPPED = ("base", "sft", "reward")
+SHIPPED = ("base", "sft", "reward", "grpo")
 
 
 def new_model(*, generator: torch.Generator) -> LlamaForCausalLM:
@@ -57,10 +57,11 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, on the CPU and in eval mode.
 
     Args:
-        name: "base" or "sft", language models that ship with this package; "reward",
-            the reward model that ships with it, a sequence classifier with one label;
-            or the name of a causal language model of the Hugging Face Hub,
-            "owner/name"; or a folder that `save_pretrained` wrote.
+        name: "base", "sft" or "grpo", language models that ship with this package, each
+            trained on from the one before; "reward", the reward model that ships with
+            it, a sequence classifier with one label; or the name of a causal language
+            model of the Hugging Face Hub, "owner/name"; or a folder that
+            `save_pretrained` wrote.
     """
     if name in SHIPPED:
         shipped: PreTrainedModel = new_model(

@@ -1,13 +1,14 @@
-"""Pre-training and fine-tuning of the little language model, and its reward model.
+"""All steps of training for the little language model, and its reward model.
 
 `python -m rl_notes.language.training` makes again the checkpoints that ship with this
-package, "base", "sft" and "reward", and says how good they are.
+package, "base", "sft", "reward" and "grpo", and says how good they are.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LinearLR, OneCycleLR
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from rl_notes.advantages import group_relative, per_step
 from rl_notes.language import arithmetic, tokenizer
 from rl_notes.language.generation import generate
 from rl_notes.language.models import checkpoint_path, new_model
@@ -33,16 +35,20 @@ from rl_notes.language.reward_model import (
     fit_reward_model,
     new_reward_model,
 )
-from rl_notes.objectives import preference_loss
+from rl_notes.objectives import mean_over_tokens, preference_loss, token_clip
 from rl_notes.policies import TransformerPolicy
+from rl_notes.trajectories import Trajectories
+from rl_notes.updates import grpo_update
 
 PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1650
 COMPARED = 128_000  # questions that the policy answers twice for the annotator
-BASE_SEED, SFT_SEED, REWARD_SEED = 0, 3, 0
+UPDATES = 480  # by GRPO
+BASE_SEED, SFT_SEED, REWARD_SEED, GRPO_SEED = 0, 3, 0, 1
 LEARNING_RATE = 3e-3
 CHUNK = 50  # steps whose texts are drawn at once, and between which a run is saved
 LARGEST_GRADIENT = 1.0
 TEMPERATURE = 1.3  # of the answers that are compared
+LONGEST = 64  # tokens in an answer
 GREEDY = 1e-3  # a temperature so low that the likeliest token is as good as certain
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
@@ -288,6 +294,62 @@ def learn_preferences(
     return reward_model
 
 
+def learn_from_the_rule(
+    model: PreTrainedModel,
+    *,
+    updates: int,
+    groups: int = 64,
+    group_size: int = 8,
+    learning_rate: float = 1e-4,
+    generator: torch.Generator,
+) -> None:
+    """Train a policy with GRPO on nothing but `arithmetic.accuracy_reward`.
+
+    In each update it answers new questions of the training side, each `group_size`
+    times. The (grpo) objective, without a reference and as a mean over tokens, is
+    climbed for two epochs of four minibatches with a clip of 0.2.
+
+    Args:
+        model: The policy, as fine-tuning left it. It is changed in place.
+        updates: How many.
+        groups: Questions in one update.
+        group_size: Answers to each.
+        learning_rate: Of Adam, at the first update. It falls in a straight line to zero
+            so that the last updates average out what the others left as noise.
+        generator: Source of every draw.
+    """
+    tokens, policy = tokenizer.build(), TransformerPolicy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    scheduler = LinearLR(optimizer, 1.0, 1 / updates, total_iters=updates - 1)
+    objective = partial(token_clip, clip_low=0.2, clip_high=0.2)
+    for _ in tqdm(range(updates), unit="update"):
+        asked = arithmetic.questions(groups, held_out=False, generator=generator)
+        batch = generate(
+            policy,
+            tokenizer.encode(tokens, asked),
+            group_size=group_size,
+            max_new_tokens=LONGEST,
+            generator=generator,
+        )
+        prompts = [question for question in asked for _ in range(group_size)]
+        scores = arithmetic.accuracy_reward(prompts, _answers(batch))
+        advantages = group_relative(
+            torch.tensor(scores, device=batch.mask.device), batch.groups
+        )
+        grpo_update(
+            policy,
+            optimizer,
+            batch,
+            per_step(advantages, batch.mask),
+            objective=objective,
+            epochs=2,
+            minibatches=4,
+            generator=generator,
+            aggregate=mean_over_tokens,
+        )
+        scheduler.step()
+
+
 def measure(
     model: PreTrainedModel,
     asked: Sequence[str],
@@ -299,14 +361,10 @@ def measure(
 
     `right_worked` and `right_direct` are shares of the answers with and without work.
     """
-    tokens = tokenizer.build()
     policy = TransformerPolicy(model, temperature)
-    prompts = tokenizer.encode(tokens, asked)
-    sampled = generate(policy, prompts, max_new_tokens=64, generator=generator)
-    answers = [
-        tokenizer.answer_text(tokens, row[mask].tolist())
-        for row, mask in zip(sampled.actions, sampled.mask, strict=True)
-    ]
+    prompts = tokenizer.encode(tokenizer.build(), asked)
+    sampled = generate(policy, prompts, max_new_tokens=LONGEST, generator=generator)
+    answers = _answers(sampled)
     right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
     form = torch.tensor(arithmetic.form_reward(asked, answers))
     worked = torch.tensor([arithmetic.shows_work(text) for text in answers])
@@ -321,6 +379,15 @@ def measure(
     }
 
 
+def _answers(sampled: Trajectories) -> list[str]:
+    """What was sampled, as text, row by row."""
+    tokens = tokenizer.build()
+    return [
+        tokenizer.answer_text(tokens, row[mask].tolist())
+        for row, mask in zip(sampled.actions, sampled.mask, strict=True)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the models from fixed seeds, write them to a folder and measure them."""
     parser = argparse.ArgumentParser(
@@ -331,6 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
     parser.add_argument("--fine-tuning-steps", type=int, default=FINE_TUNING_STEPS)
     parser.add_argument("--compared", type=int, default=COMPARED)
+    parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--questions", type=int, default=4000, help="to measure with")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -348,6 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _write_reward_model(
         reward_model, model, given.folder / "reward.safetensors", given.questions
     )
+    generator = torch.Generator().manual_seed(GRPO_SEED)
+    learn_from_the_rule(model, updates=given.updates, generator=generator)
+    _write(model, given.folder / "grpo.safetensors", given.questions)
 
 
 def _write(model: PreTrainedModel, path: Path, n: int) -> None:
