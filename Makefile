@@ -20,7 +20,7 @@ NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: test-portability clean
+.PHONY: test-portability notebooks-gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,7 @@ help:
 	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
 	@echo 'make test-peers        compare with other libraries, number by number'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
+	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
 	@echo 'make clean             remove what was built; the environments stay'
 
 book: $(BOOK_READY)
@@ -60,6 +61,9 @@ test-peers: $(PEERS_READY)
 
 test-portability: $(ALL_READY)
 	@$(GATE) portability
+
+notebooks-gpu: $(ALL_READY)
+	@$(GATE) notebooks_gpu
 
 notebooks: $(ALL_READY)
 	@$(ALL)/bin/python tests/run_notebooks.py $(NOTEBOOKS)

@@ -277,9 +277,31 @@ def portability() -> None:
         raise Refused(f"{failed} of {len(PORTABILITY)} settings failed")
 
 
+def notebooks_gpu() -> None:
+    """Execute every notebook on CUDA: the asserts hold, the outputs may differ."""
+    import torch
+    from run_notebooks import CellFailed, run_cells
+
+    if not torch.cuda.is_available():
+        raise Refused("PyTorch sees no CUDA device here; `make nbval` takes the CPU")
+    failed = []
+    for path in book_notebooks():
+        start = time.monotonic()
+        try:
+            run_cells(path, {"RL_NOTES_DEVICE": "cuda"})
+            print(f"{time.monotonic() - start:8.1f} s  {path.name}", flush=True)
+        except CellFailed as failure:
+            failed.append(str(failure))
+    if failed:
+        raise Refused("\n".join(failed))
+
+
 STAGES: dict[str, Callable[[], None]] = {
     stage.__name__: stage
-    for stage in (check, unit, notebooks, book, site, peers, portability)
+    for stage in (
+        *(check, unit, notebooks, book, site, peers),
+        *(portability, notebooks_gpu),
+    )
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -42,8 +42,11 @@ def execute(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def run_cells(path: Path) -> NotebookNode:
-    """Run every cell in an empty folder and return the notebook with its outputs."""
+def run_cells(path: Path, settings: Mapping[str, str] | None = None) -> NotebookNode:
+    """Run every cell in an empty folder and return the notebook with its outputs.
+
+    `settings` are variables of the environment, such as where to compute.
+    """
     started: list[int] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         client = NotebookClient(
@@ -56,7 +59,7 @@ def run_cells(path: Path) -> NotebookNode:
             on_cell_start=lambda cell, cell_index: started.append(cell_index + 1),
         )
         try:
-            return client.execute(env=environment(ROOT))
+            return client.execute(env=environment(ROOT) | dict(settings or {}))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise CellFailed(f"{path.name}, cell {started[-1]}:\n{error}") from error
 

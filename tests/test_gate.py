@@ -327,6 +327,33 @@ def test_a_failing_notebook_is_left_as_it_was(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+# make notebooks-gpu
+
+
+def test_on_cuda_asserts_count_and_outputs_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    paths = []
+    for name, value in (("right", 42), ("wrong", 43)):
+        notebook = lesson()
+        source = f"assert os.environ['RL_NOTES_DEVICE'] == 'cuda'\nassert 42 == {value}"
+        set_cell(NUMBER, source=source)(notebook)  # and 42 is not printed
+        paths.append(store(notebook, tmp_path / f"{name}.ipynb"))
+    monkeypatch.setattr(gate, "book_notebooks", lambda: paths)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(gate.Refused, match=r"(?s)^wrong.ipynb, cell 4:.*AssertionErr"):
+        gate.notebooks_gpu()
+    assert capsys.readouterr().out.split()[2:] == ["right.ipynb"]
+    paths.pop()
+    gate.notebooks_gpu()
+
+
+def test_without_cuda_there_is_nothing_to_say_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(gate.Refused, match="no CUDA device"):
+        gate.notebooks_gpu()
+
+
 # The build and the built pages
 
 INDEX = "# A book\n\nSee [the other page](second.md) and [a lesson](lesson.ipynb).\n"
