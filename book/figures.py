@@ -1,69 +1,135 @@
-"""Draw the picture of the first page: a policy finds its way out of the maze.
+"""Draw the picture of the first page: one update, a robot and a language model.
 
     python book/figures.py
 
-It trains a table of logits as the chapter on the policy gradient does, and draws what
-it would do after a few numbers of updates.
+The robot is trained here, in seconds, with `grpo_update`. The language model is asked
+as fine-tuning left it, "sft", and as the same `grpo_update` left it, "grpo".
 """
 
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from rl_notes import plotting
-from rl_notes.advantages import returns_to_go
-from rl_notes.policies import TabularPolicy
+from rl_notes.advantages import group_relative, per_step, returns_to_go
+from rl_notes.language import arithmetic, tokenizer, training
+from rl_notes.language.generation import generate
+from rl_notes.language.models import load
+from rl_notes.objectives import mean_over_tokens, token_clip
+from rl_notes.policies import TabularPolicy, TransformerPolicy
 from rl_notes.rollouts import rollout
-from rl_notes.updates import reinforce_update
+from rl_notes.updates import grpo_update
 
-PICTURE = Path(__file__).parent / "_static" / "learning.png"
-SNAPSHOTS = (0, 10, 200)
+PICTURE = Path(__file__).parent / "_static" / "one_update.png"
+SIZE, GROUP, UPDATES = 5, 8, 20
+QUESTIONS = ("What is 47+85?", "What is 968+57?", "What is 604+399?")
+ASKED = 1000  # held-out questions behind the shares
 
 
-def snapshots(size: int = 5) -> list[Tensor]:
-    """Train from every state at once; the probabilities [S, A] after SNAPSHOTS."""
-    starts = list(range(4 * size * size - 4))
+class Exam(NamedTuple):
+    """What a language model answers, and two shares of its answers."""
+
+    answers: list[str]
+    right: float
+    shows_work: float
+
+
+def robot() -> tuple[Tensor, Tensor]:
+    """Train from every state at once; the probabilities [S, A] before and after."""
+    starts = list(range(4 * SIZE * SIZE - 4))
+    episodes = len(starts) * GROUP
     robots = gymnasium.make_vec(
-        "rl_notes/Maze-v0", num_envs=len(starts), size=size, max_episode_steps=100
+        "rl_notes/Maze-v0", num_envs=episodes, size=SIZE, max_episode_steps=100
     )
-    policy = TabularPolicy(4 * size * size, 3)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    policy = TabularPolicy(4 * SIZE * SIZE, 3)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.3)
     generator = torch.Generator().manual_seed(0)
-    baseline = torch.zeros(4 * size * size)
-    taken = []
-    for update in range(SNAPSHOTS[-1] + 1):
-        if update in SNAPSHOTS:
-            taken.append(policy.logits.detach().softmax(-1))
-        trajectories = rollout(
+    before = policy.logits.detach().softmax(-1)
+    for _ in range(UPDATES):
+        batch = rollout(
             robots,
             policy,
-            episodes=len(starts),
+            episodes=episodes,
             discount=0.95,
             generator=generator,
             starts=starts,
+            group_size=GROUP,
         )
-        states = trajectories.observations[:, :-1]
-        last = trajectories.observations.gather(1, trajectories.lengths[:, None])[:, 0]
-        returns = returns_to_go(trajectories, final_values=baseline[last])
-        advantages = returns - baseline[states]
-        reinforce_update(policy, optimizer, trajectories, advantages)
-        seen, error = states[trajectories.mask], advantages[trajectories.mask]
-        total = torch.zeros_like(baseline).index_add(0, seen, error)
-        baseline = baseline + 0.5 * total / seen.bincount(minlength=len(total)).clamp(1)
-    return taken
+        scores = returns_to_go(batch)[:, 0]
+        grpo_update(
+            policy,
+            optimizer,
+            batch,
+            per_step(group_relative(scores, batch.groups), batch.mask),
+            objective=partial(token_clip, clip_low=0.2, clip_high=0.2),
+            epochs=2,
+            minibatches=1,
+            generator=generator,
+            aggregate=mean_over_tokens,
+        )
+    return before, policy.logits.detach().softmax(-1)
+
+
+def examine(name: str) -> Exam:
+    """Ask a shipped model the questions of the picture, and many held-out ones."""
+    held_out = arithmetic.questions(
+        ASKED, held_out=True, generator=torch.Generator().manual_seed(1)
+    )
+    answers = ask(name, held_out)
+    right = arithmetic.accuracy_reward(held_out, answers)
+    worked = [arithmetic.shows_work(answer) for answer in answers]
+    return Exam(ask(name, QUESTIONS), sum(right) / ASKED, sum(worked) / ASKED)
+
+
+def ask(name: str, questions: tuple[str, ...] | list[str]) -> list[str]:
+    """One answer to each question, sampled at a temperature of 1."""
+    model, tokens = load(name)
+    sampled = generate(
+        TransformerPolicy(model),
+        tokenizer.encode(tokens, questions),
+        max_new_tokens=64,
+        generator=torch.Generator().manual_seed(4),
+    )
+    rows = zip(sampled.actions, sampled.mask, strict=True)
+    return [tokenizer.answer_text(tokens, ids[mask].tolist()) for ids, mask in rows]
+
+
+def write_answers(exam: Exam, ax: Axes) -> Axes:
+    """Write questions and answers down, and whether each is right."""
+    lines = []
+    for question, answer in zip(QUESTIONS, exam.answers, strict=True):
+        right = arithmetic.is_right(answer, question)
+        work, _, last = answer.rpartition(arithmetic.END_THINK)
+        lines += [question, *([work + arithmetic.END_THINK] if work else [])]
+        lines += [f"{last}  ({'right' if right else 'WRONG'})", ""]
+    shares = f"{exam.right:.0%} right, {exam.shows_work:.0%} with work shown"
+    ax.text(0, 0.97, "\n".join(lines), va="top", family="monospace", fontsize=9)
+    ax.text(0, 0, f"Of {ASKED:,}: {shares}.", va="bottom", fontsize=10)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.axis("off")
+    return ax
 
 
 def main() -> None:
     """Draw and save."""
     plt.style.use(plotting.STYLE)
     walls = gymnasium.make("rl_notes/Maze-v0").unwrapped.walls
-    figure, axes = plt.subplots(1, len(SNAPSHOTS), figsize=(11, 4.1))
-    for ax, update, probabilities in zip(axes, SNAPSHOTS, snapshots(), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(7.4, 6.7), height_ratios=(4, 2.1))
+    for ax, probabilities in zip(axes[0], robot(), strict=True):
         plotting.plot_policy(probabilities.numpy(), walls, ax)
-        ax.set_title("before" if update == 0 else f"after {update} updates")
+    for ax, name in zip(axes[1], ("sft", "grpo"), strict=True):
+        write_answers(examine(name), ax)
+    for row, who, updates in zip(
+        axes, ("A robot", "A language model"), (UPDATES, training.UPDATES), strict=True
+    ):
+        row[0].set_title(f"{who}, before")
+        row[1].set_title(f"and after {updates} updates")
     plotting.save(figure, PICTURE)
 
 

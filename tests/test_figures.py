@@ -3,6 +3,7 @@
 import importlib.util
 
 import gymnasium
+import pytest
 import torch
 from gate import ROOT
 
@@ -16,17 +17,22 @@ SPEC.loader.exec_module(figures)
 
 
 def test_the_robot_knows_nothing_at_first_and_every_way_at_last():
-    before, early, late = figures.snapshots()
+    before, after = figures.robot()
     assert torch.equal(before, torch.full_like(before, 1 / 3))
 
     maze = gymnasium.make("rl_notes/Maze-v0").unwrapped
     best = value_iteration(maze, discount=0.95)
-    reached = policy_evaluation(maze, greedy(late.double()), discount=0.95)
+    reached = policy_evaluation(maze, greedy(after.double()), discount=0.95)
     torch.testing.assert_close(reached, best)
 
-    # "The stronger the arrow, the surer the robot": it grows surer.
-    sure = [p[~maze.terminal].amax(dim=1).mean() for p in (before, early, late)]
-    assert sure[0] < sure[1] < sure[2]
+
+def test_the_language_model_shows_its_work_and_is_right_at_last():
+    before, after = (figures.examine(name) for name in ("sft", "grpo"))
+    assert len(before.answers) == len(after.answers) == len(figures.QUESTIONS)
+    assert before.right == pytest.approx(0.62, abs=0.05)
+    assert before.shows_work == pytest.approx(0.30, abs=0.05)
+    assert after.right > 0.82
+    assert after.shows_work > 0.88
 
 
 def test_the_picture_is_there():

@@ -376,7 +376,7 @@ def test_the_rule_is_learnt_from_groups_of_answers(monkeypatch):
         expected = (better / (right.std(1, keepdim=True) + 1e-4)).flatten()
         assert torch.allclose(advantages, expected[:, None] * batch.mask, atol=1e-6)
         assert settings["aggregate"] is mean_over_tokens
-        assert (settings["epochs"], settings["minibatches"]) == (2, 4)
+        assert (settings["epochs"], settings["minibatches"]) == (2, 2)
         assert settings["objective"].keywords == {"clip_low": 0.2, "clip_high": 0.2}
     assert any(bool(advantages.any()) for _, advantages, _ in updates)
 
