@@ -17,7 +17,7 @@ PEERS_READY := $(PEERS)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
 PEERS_GATE := $(PEERS)/bin/python tests/gate.py
 NOTEBOOKS ?=
-EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf
+EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
 .PHONY: test-portability notebooks-gpu clean

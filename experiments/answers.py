@@ -86,14 +86,17 @@ def measure(model: PreTrainedModel, *, questions: int = 1000, size: int = 8) -> 
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def store(name: str, results: dict[str, Any]) -> None:
-    """Write NAME.json into the package, with how and when it was made."""
+def store(name: str, results: dict[str, Any], *, earlier: float = 0) -> None:
+    """Write NAME.json into the package, with how it was made.
+
+    `earlier` are the CPU-seconds of the calls that this one goes on from.
+    """
     about = {
         "command": f"PYTHONPATH=. python experiments/{name}.py",
         "torch": version("torch").split("+")[0],
         "transformers": version("transformers"),
         "machine": f"{platform.machine()}, one thread",
-        "cpu_seconds": round(time.process_time()),
+        "cpu_seconds": round(earlier + time.process_time()),
     }
     text = json.dumps({"about": about, **results}, indent=1)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -2,8 +2,11 @@
 
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -510,6 +513,191 @@ def moved_end(everywhere, mask, by):
     return torch.tensor(cell_by_cell(everywhere.roll(-by, dims=1), mask)).double()
 
 
+# The advantages of groups
+
+
+def in_its_group(scores, groups, *, spread=statistics.stdev, small=1e-4):
+    """One row after the other, compared with the rows of the same number."""
+    rows = list(zip(scores.tolist(), groups.tolist(), strict=True))
+    found = []
+    for score, group in rows:
+        mine = [other for other, name in rows if name == group]
+        found.append((score - statistics.mean(mine)) / (spread(mine) + small))
+    return torch.tensor(found)
+
+
+def by_a_table(scores, groups):
+    """Which rows belong together, as a matrix of 0 and 1."""
+    same = (groups[:, None] == groups).double()
+    sizes = same.sum(1)
+    centred = scores - same @ scores / sizes
+    return centred / ((same @ centred**2 / (sizes - 1)).sqrt() + 1e-4)
+
+
+def as_if_adjacent(scores, groups):
+    size = len(scores) // len(set(groups.tolist()))
+    return in_its_group(scores, torch.arange(len(scores)) // size)
+
+
+def less_the_others(scores, groups):
+    same = (groups[:, None] == groups).double() - torch.eye(len(groups))
+    return scores - same @ scores / same.sum(1)
+
+
+# The objective of GRPO
+
+
+def token_by_token(new, old, usual, A, mask, beta, *, divisor=sum, price=1):
+    """Loops over answers and tokens; `divisor` of a row of the mask."""
+    total = 0.0
+    for n, row in enumerate(mask.tolist()):
+        here = 0.0
+        for t in [t for t, chosen in enumerate(row) if chosen]:
+            ratio = math.exp(new[n, t] - old[n, t])
+            near, away = min(max(ratio, 0.8), 1.2), float(usual[n, t] - new[n, t])
+            gain = min(ratio * float(A[n, t]), near * float(A[n, t]))
+            here += gain - price * beta * (math.exp(away) - 1 - away)
+        total += here / divisor(row)
+    return total / len(mask)
+
+
+def grpo_in_tensors(new, old, usual, A, mask, beta):
+    ratio = torch.exp(new - old)
+    clipped = torch.minimum(ratio * A, torch.clip(ratio, 0.8, 1.2) * A)
+    each = (clipped - beta * ratio_less_its_logarithm(new, usual)) * mask
+    return torch.mean(each.sum(dim=1) / mask.sum(dim=1))
+
+
+def over_all_tokens(new, old, usual, A, mask, beta):
+    total = token_by_token(new, old, usual, A, mask, beta, divisor=lambda row: 1)
+    return total * len(mask) / int(mask.sum())
+
+
+# The ratio of an answer
+
+
+def by_the_root(new, old, mask, *, root=True):
+    """The product of the tokens' ratios, one after the other, and its root."""
+    found = []
+    for n, row in enumerate(mask.tolist()):
+        ratios = [
+            math.exp(new[n, t]) / math.exp(old[n, t])
+            for t, chosen in enumerate(row)
+            if chosen
+        ]
+        found.append(math.prod(ratios) ** (1 / len(ratios) if root else 1))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def by_a_product(new, old, mask):
+    """A product over whole rows, in which the padding has a ratio of 1."""
+    ratios = torch.where(mask, torch.exp(new - old), 1.0)
+    return ratios.prod(1).pow(1 / mask.sum(1))
+
+
+def padding_and_all(new, old, mask):
+    return torch.exp(new - old).prod(1)
+
+
+# The mean over tokens, in parts
+
+
+def one_list(parts):
+    """Every token of every part."""
+    return [float(y) for x, mask in parts for y in x[mask]]
+
+
+def weighed_parts(parts):
+    """The mean of each part, weighed by its share of the tokens."""
+    sizes = torch.tensor([float(mask.sum()) for _, mask in parts]).double()
+    return torch.stack([x[mask].mean() for x, mask in parts]) @ sizes / sizes.sum()
+
+
+def in_rows(parts):
+    return sum(len(x) for x, _ in parts)
+
+
+# At least one right answer of k
+
+
+def over_all_choices(right, k):
+    """Every choice of k answers, one after the other."""
+    solved = [max(chosen) for row in right.tolist() for chosen in combinations(row, k)]
+    return statistics.mean(solved)
+
+
+def by_a_falling_product(right, k):
+    """The chance that one after the other is wrong, without putting any back."""
+    wrong = right.shape[1] - right.sum(1, keepdim=True)
+    steps = torch.arange(k)
+    chances = (wrong - steps).clamp(min=0) / (right.shape[1] - steps)
+    return 1 - chances.prod(1).mean()
+
+
+def with_replacement(right, k):
+    return statistics.mean(1 - (1 - sum(row) / len(row)) ** k for row in right.tolist())
+
+
+# A rule without holes
+
+
+def word_for_word(prompts, completions):
+    """The sentence, after the work if there is any."""
+    scores = []
+    for prompt, text in zip(prompts, completions, strict=True):
+        sum_of = prompt.removeprefix("What is ").removesuffix("?")
+        total = sum(map(int, sum_of.split("+")))
+        scores.append(float(text.split("</think>")[-1] == f"{sum_of} is {total}"))
+    return scores
+
+
+def by_a_pattern(prompts, completions, pattern=r"(<think>.*</think>)?{0}\+{1} is {2}"):
+    scores = []
+    for prompt, text in zip(prompts, completions, strict=True):
+        left, right = map(int, re.findall("[0-9]+", prompt))
+        wanted = pattern.format(left, right, left + right)
+        scores.append(int(re.fullmatch(wanted, text) is not None))
+    return scores
+
+
+def pattern(wanted):
+    return lambda prompts, texts: by_a_pattern(prompts, texts, wanted)
+
+
+# Fair comparisons
+
+
+def within_budget(masks, earned, budget, *, cost=lambda mask: int(mask.sum()), late=0):
+    """The policy of the last update that fits, or of one that came later."""
+    done = 0
+    for mask in masks:
+        budget -= cost(mask)
+        done += budget >= 0
+    return earned[min(max(done + late, 0), len(masks))]
+
+
+def best_on_the_way(masks, earned, budget, **cost):
+    last = within_budget(masks, range(len(earned)), budget, **cost)
+    return max(earned[: last + 1])
+
+
+def two_errors(estimates, exact, weights, *, correction=0, centre=None):
+    """By loops over the numbers that are estimated."""
+    bias = noise = 0.0
+    for tries, truth, weight in zip(estimates, exact, weights, strict=True):
+        middle = tries.mean()
+        around = middle if centre is None else truth
+        squares = (tries - around).square().sum() / (len(tries) - correction)
+        bias += float(weight * (middle - truth) ** 2)
+        noise += float(weight * squares)
+    return [bias**0.5, noise**0.5]
+
+
+def signed_bias(estimates, exact, weights):
+    _, noise = two_errors(estimates, exact, weights)
+    return [float(weights @ (estimates.mean(1) - exact)), noise]
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -872,6 +1060,167 @@ EXERCISES = {
             "residual alone": always_down,
         },
         wrong_shape=lambda f, b, n: by_krylov(f, b, n)[None],
+    ),
+    "group_advantages": Exercise(
+        exercises.check_group_advantages,
+        right=[in_its_group, by_a_table],
+        mistakes={
+            "those of the whole batch": lambda s, g: in_its_group(s, g * 0),
+            "but the spread is that": lambda s, g: in_its_group(
+                s, g, spread=lambda mine: statistics.stdev(s.tolist())
+            ),
+            "do not stand together": as_if_adjacent,
+            "is divided by G": lambda s, g: in_its_group(
+                s, g, spread=statistics.pstdev
+            ),
+            "by the variance": lambda s, g: in_its_group(
+                s, g, spread=statistics.variance
+            ),
+            "nothing is divided": lambda s, g: in_its_group(
+                s, g, spread=lambda mine: 1, small=0
+            ),
+            "mean of the others": less_the_others,
+            "sign is turned": lambda s, g: -by_a_table(s, g),
+            "small number is missing": lambda s, g: in_its_group(s, g, small=0),
+        },
+        wrong_shape=lambda s, g: in_its_group(s, g)[None],
+    ),
+    "grpo_objective": Exercise(
+        exercises.check_grpo_objective,
+        right=[token_by_token, grpo_in_tensors],
+        mistakes={
+            "^Not yet. The ratio is still": lambda new, old, usual, *rest: (
+                token_by_token(new, usual, usual, *rest)
+            ),
+            "width of the batch": lambda *given: token_by_token(*given, divisor=len),
+            "Both mistakes": lambda new, old, usual, *rest: token_by_token(
+                new, usual, usual, *rest, divisor=len
+            ),
+            "mean over all tokens": over_all_tokens,
+            "is to the reference, and": lambda new, old, usual, *rest: token_by_token(
+                new, old, old, *rest
+            ),
+            "leaving is added": lambda *given: token_by_token(*given, price=-1),
+            "leaving is missing": lambda *given: token_by_token(*given, price=0),
+            "that of a loss": lambda *given: -token_by_token(*given),
+        },
+        wrong_shape=lambda *given: [token_by_token(*given)],
+    ),
+    "answer_ratio": Exercise(
+        exercises.check_answer_ratio,
+        right=[by_the_root, by_a_product],
+        mistakes={
+            "root is missing": lambda new, old, mask: by_the_root(
+                new, old, mask, root=False
+            ),
+            "mean of the tokens' ratios": lambda new, old, mask: torch.stack(
+                [
+                    row[steps].exp().mean()
+                    for row, steps in zip(new - old, mask, strict=True)
+                ]
+            ),
+            "sum and number of tokens": lambda new, old, mask: (
+                padding_and_all(new, old, mask) ** (1 / mask.shape[1])
+            ),
+            "by the width of the batch": lambda new, old, mask: (
+                by_the_root(new, old, mask, root=False) ** (1 / mask.shape[1])
+            ),
+            "padding counts in the sum": lambda new, old, mask: (
+                padding_and_all(new, old, mask) ** (1 / mask.sum(1))
+            ),
+            "upside down": lambda new, old, mask: 1 / by_the_root(new, old, mask),
+            "its logarithm": lambda new, old, mask: by_the_root(new, old, mask).log(),
+        },
+        wrong_shape=lambda new, old, mask: by_the_root(new, old, mask)[:, None],
+    ),
+    "accumulated_mean": Exercise(
+        exercises.check_accumulated_mean,
+        right=[lambda parts: statistics.fmean(one_list(parts)), weighed_parts],
+        mistakes={
+            "Nothing is repaired": lambda parts: statistics.fmean(
+                statistics.fmean(one_list([part])) for part in parts
+            ),
+            "are added up": lambda parts: sum(
+                statistics.fmean(one_list([part])) for part in parts
+            ),
+            "padding counts": lambda parts: (
+                sum(float(x.sum()) for x, _ in parts) / len(one_list(parts))
+            ),
+            "by all places": lambda parts: (
+                sum(one_list(parts)) / sum(x.shape[0] * x.shape[1] for x, _ in parts)
+            ),
+            "by the number of answers": lambda parts: (
+                sum(one_list(parts)) / in_rows(parts)
+            ),
+            "once more": lambda parts: statistics.fmean(one_list(parts)) / len(parts),
+        },
+        wrong_shape=lambda parts: [statistics.fmean(one_list(parts))],
+    ),
+    "pass_at_k": Exercise(
+        exercises.check_pass_at_k,
+        right=[over_all_choices, by_a_falling_product],
+        mistakes={
+            "the first k answers": lambda right, k: over_all_choices(right[:, :k], k),
+            "with replacement": with_replacement,
+            "among all n": lambda right, k: over_all_choices(right, right.shape[1]),
+            "share of right answers": lambda right, k: right.sum() / right.numel(),
+            "thrown together": lambda right, k: by_a_falling_product(
+                right.reshape(1, -1), k
+            ),
+            "1 less that": lambda right, k: 1 - over_all_choices(right, k),
+            "all k are right": lambda right, k: 1 - over_all_choices(1 - right, k),
+        },
+        wrong_shape=lambda right, k: [over_all_choices(right, k)],
+    ),
+    "rule": Exercise(
+        exercises.check_rule,
+        right=[word_for_word, by_a_pattern],
+        mistakes={
+            "Nothing is repaired": pattern(".*{2}.*"),
+            "end of a longer number": pattern(".*{2}"),
+            "Only the last number": pattern("(.*[^0-9])?{2}[^0-9]*"),
+            "what stands before is not read": pattern(".* is {2}"),
+            "may go on": pattern(r".*{0}\+{1} is {2}.*"),
+            "never paid": pattern(r"{0}\+{1} is {2}"),
+        },
+        wrong_shape=lambda prompts, texts: [word_for_word(prompts, texts)],
+    ),
+    "earned_at_budget": Exercise(
+        exercises.check_earned_at_budget,
+        right=[within_budget],
+        mistakes={
+            "padding is still counted": partial(
+                within_budget, cost=lambda mask: mask.numel()
+            ),
+            "went over": partial(within_budget, late=1),
+            "One update too few": partial(within_budget, late=-1),
+            "You count episodes": partial(within_budget, cost=len),
+            "is the best policy on the way": best_on_the_way,
+            "Both mistakes": partial(best_on_the_way, cost=lambda mask: mask.numel()),
+        },
+        wrong_shape=lambda masks, earned, budget: [
+            within_budget(masks, earned, budget)
+        ],
+    ),
+    "bias_and_noise": Exercise(
+        exercises.check_bias_and_noise,
+        right=[
+            two_errors,
+            lambda x, exact, w: torch.tensor(two_errors(x, exact, w)),
+        ],
+        mistakes={
+            "count the same": lambda x, exact, w: two_errors(
+                x, exact, torch.ones_like(w) / len(w)
+            ),
+            "from the exact value": partial(two_errors, centre="exact"),
+            "opposite sign cancel": signed_bias,
+            "Take their roots": lambda x, exact, w: [
+                error**2 for error in two_errors(x, exact, w)
+            ],
+            "divides by M - 1": partial(two_errors, correction=1),
+            "wrong way round": lambda x, exact, w: two_errors(x, exact, w)[::-1],
+        },
+        wrong_shape=lambda x, exact, w: [two_errors(x, exact, w)],
     ),
 }
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)

@@ -20,6 +20,7 @@ from gate import ROOT, book_notebooks
 from notebook_rules import load, source
 from test_repository import config
 
+from rl_notes.advantages import group_relative, has_spread
 from rl_notes.divergences import k1, k2, k3, kl_exact
 from rl_notes.objectives import clipped_surrogate
 
@@ -33,6 +34,7 @@ const scripts = Object.fromEntries(
   Object.entries(paths).map(([name, path]) => [name, require(path)]));
 const explorers = scripts["explorers.js"];
 const clip = scripts["explorer_clip.js"], kl = scripts["explorer_kl.js"];
+const group = scripts["explorer_group.js"];
 const result = ((data) => (%s))(data);
 process.stdout.write(JSON.stringify(result));
 """
@@ -271,6 +273,82 @@ def test_where_p_is_q_every_number_is_zero(added: float, tmp_path: Path):
             assert double(number).abs().max() < 1e-12
 
 
+# The group
+
+
+def groups_of_rewards() -> list[list[float]]:
+    """Rewards of groups of 2 to 8, in steps of the sliders; some with equal rewards."""
+    found = []
+    for size in range(2, 9):
+        random = torch.rand(12, size, dtype=torch.float64, generator=seeded(size))
+        found += (random * 100).round().div(100).tolist()
+        found += (random > 0.7).double().tolist()
+        equal = [0.7] * (size - 1)
+        found += [[0.7, *equal], [0.1 + 0.6, *equal], [0.70001, *equal]]
+    return found
+
+
+def as_one_group(rewards: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    return double(rewards), torch.zeros(len(rewards), dtype=torch.long)
+
+
+@needs_node
+def test_the_advantages_of_a_group_are_the_library_s(tmp_path: Path):
+    groups = groups_of_rewards()
+    expression = "data.map((r) => [group.groupAdvantages(r), group.hasSpread(r)])"
+    for rewards, (shown, spread) in zip(
+        groups, run_node(expression, groups, tmp_path), strict=True
+    ):
+        given = as_one_group(rewards)
+        assert spread == bool(has_spread(*given).all())
+        if spread:
+            assert_same(shown, group_relative(*given))
+        else:
+            assert shown == [0] * len(rewards)
+
+
+@needs_node
+def test_the_sentence_on_a_group_agrees_with_its_advantages(tmp_path: Path):
+    groups = groups_of_rewards()
+    sentences = run_node("data.map(group.verdict)", groups, tmp_path)
+    seen = set()
+    for sentence, rewards in zip(sentences, groups, strict=True):
+        advantages = group_relative(*as_one_group(rewards))
+        above, below = int((advantages > 1e-9).sum()), int((advantages < -1e-9).sum())
+        if above == below == 0:
+            words = "All rewards are equal"
+        elif len(rewards) == 2:
+            words = "A group of two"
+        elif above == 1 and below > 1:
+            words = "One answer is above the mean"
+            assert advantages.max() > -advantages.min()
+        elif below == 1 and above > 1:
+            words = "One answer is below the mean"
+            assert -advantages.min() > advantages.max()
+        else:
+            words = "Answers above the mean"
+        assert sentence.startswith(words)
+        assert not re.search(r"\d", sentence)
+        seen.add(sentence)
+    assert len(seen) == 5
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("typed", "rewards"),
+    [
+        ("1 0 0.5", [1, 0, 0.5]),
+        (" 1, 0;.25 ", [1, 0, 0.25]),
+        ("1", None),
+        ("1 2 3 4 5 6 7 8 9", None),
+        ("1 zero", None),
+        ("", None),
+    ],
+)
+def test_rewards_can_be_typed(typed: str, rewards: list[float] | None, tmp_path: Path):
+    assert run_node("group.parsed(data)", typed, tmp_path) == rewards
+
+
 # Numbers
 
 
@@ -348,6 +426,9 @@ def test_every_explorer_stands_in_some_chapter(tmp_path: Path):
         ('data-explorer="clip" data-ratio="3"', "ratio must lie from 0 to 2.5"),
         ('data-explorer="clip" data-ratio="one"', "ratio must lie from 0 to 2.5"),
         ('data-explorer="kl" data-p="0 1 2"', "4 values are needed"),
+        ('data-explorer="group" data-size="4"', None),
+        ('data-explorer="group" data-size="1"', "size must lie from 2 to 8"),
+        ('data-explorer="group" data-rewards="1 0"', "8 values are needed"),
     ],
 )
 def test_an_explorer_s_name_and_attributes_are_checked(attributes, fault, tmp_path):

@@ -111,6 +111,100 @@ def test_rlhf_has_five_seeds_of_every_price_from_one_start():
         assert all(is_held_out(*numbers(question)) for question in asked)
 
 
+def test_grpo_has_five_robots_of_both_groupings_and_five_critics():
+    stored = results.load("grpo")
+    arms = stored["maze"].values()
+    assert all(seeds_of(robots) == list(range(5)) for robots in arms)
+    # The robots of a seed begin alike, and the groups make the difference.
+    for grouped, mixed in zip(*arms, strict=True):
+        assert grouped["curve"][0] == mixed["curve"][0]
+        assert grouped["curve"][-1] > mixed["curve"][-1]
+    critics = stored["critics"]
+    assert seeds_of(critics) == list(range(5))
+    assert all(
+        0 < point["error"] < 2 * stored["spread_of_values"]
+        for critic in critics
+        for point in critic["errors"]
+    )
+    assert len({critic["errors"][-1]["error"] for critic in critics}) > 1
+
+
+def test_grpo_family_has_five_seeds_of_every_variant_at_equal_cost():
+    stored = results.load("grpo_family")
+    settings = stored["settings"]
+    names = [name for name in stored if isinstance(stored[name], list)]
+    assert len(names) == 7
+    sampled = settings["questions"] * settings["size"]
+    for runs in [stored[name] for name in names]:
+        assert seeds_of(runs) == list(range(5))
+        assert len({run["curve"][-1]["sampled"] for run in runs}) > 1
+    budget = stored["grpo"][0]["curve"][-1]["answers"]
+    for name, run in [(key, run) for key in names for run in stored[key]]:
+        answers = [update["answers"] for update in run["updates"]]
+        assert answers[-1] == run["curve"][-1]["answers"] == budget
+        assert answers == sorted(set(answers))
+        assert (len(answers) < budget / sampled) == (name == "dapo")
+        assert run["curve"][0] == {"answers": 0, **stored["before"]}
+
+
+def test_thinking_has_five_seeds_of_everything_from_one_start():
+    stored = results.load("thinking")
+    names = {name for name in stored if isinstance(stored[name], list)}
+    faster = {"rate_3e-4", "rate_1e-3"}
+    assert names == {"grpo", "random", "right_each_round", "right_once", *faster}
+    first = stored["grpo"][0]["curve"][0]
+    assert first["kl"] == 0
+    assert all(is_held_out(*numbers(question)) for question in first["said"])
+    for name in names:
+        assert seeds_of(stored[name]) == list(range(5))
+        assert all(run["curve"][0] == first for run in stored[name])
+        last = stored[name][0]["curve"][-1]["updates"]
+        updates = [len(run["updates"]) for run in stored[name]]
+        assert updates == [{"right_once": 0}.get(name, last or updates[0])] * 5
+    for name in names - faster:
+        ends = [run["curve"][-1] for run in stored[name]]
+        assert all(end["kl"] > 0 for end in ends)
+        assert len({end["sampled"] for end in ends}) > 1
+    # The arms of a seed begin with the same answers, and larger steps go farther.
+    for runs in zip(*(stored[name] for name in ["grpo", *sorted(faster)]), strict=True):
+        slow, *others = [run["updates"][0] for run in runs]
+        assert all(other["right"] == slow["right"] for other in others)
+        assert all(other["kl_mean"] > slow["kl_mean"] for other in others)
+
+
+def test_side_by_side_has_five_seeds_of_every_algorithm_and_one_budget():
+    stored = results.load("side_by_side")
+    settings = stored["settings"]
+    for world in ("maze", "language"):
+        assert stored[world].keys() == settings[world].keys()
+        assert all(seeds_of(runs) == list(range(5)) for runs in stored[world].values())
+        moved = stored[world]["trpo"]
+        if world == "language":
+            moved = [{"kl_mean": [u["kl_mean"] for u in r["updates"]]} for r in moved]
+        radius = settings[world]["trpo"]["max_kl"]
+        assert all(0 <= kl <= radius for run in moved for kl in run["kl_mean"])
+    # Robots of a seed begin alike, and go on until the budget is spent.
+    for robots in zip(*stored["maze"].values(), strict=True):
+        assert len({robot["curve"][0]["earns"] for robot in robots}) == 1
+        assert len({robot["curve"][-1]["seconds"] for robot in robots}) == 4
+        assert all(robot["curve"][-1]["steps"] >= settings["steps"] for robot in robots)
+    budget = stored["language"]["grpo"][0]["curve"][-1]["answers"]
+    for name, run in [
+        (k, run) for k, runs in stored["language"].items() for run in runs
+    ]:
+        read = settings["warm_up"] if name in ("trpo", "ppo") else 0
+        assert run["curve"][0] == {"answers": 0, "seconds": 0.0, **stored["before"]}
+        assert run["curve"][-1]["answers"] == run["updates"][-1]["answers"] == budget
+        assert len(run["updates"]) == (budget - read) / settings["answers"]
+    for far in stored["horizon"]:
+        assert seeds_of(far["ppo"]) == seeds_of(far["grpo"]) == list(range(5))
+        ends = [run["curve"][-1] for name in ("ppo", "grpo") for run in far[name]]
+        assert all(end["steps"] >= far["steps"] for end in ends)
+        assert all(end["earns"] <= far["best"] for end in ends)
+    ways = [far["distance"] for far in stored["horizon"]]
+    assert ways == sorted(set(ways))
+
+
 def ending(run):
     """The run with the last point of its curve as one number."""
     last = run["curve"][-1]
@@ -126,7 +220,6 @@ def experiment(monkeypatch, tmp_path):
 
     def small(name, **constants):
         module = importlib.import_module(name)
-        monkeypatch.delitem(sys.modules, name)
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
         few = partial(answers.measure, questions=6, size=8)
@@ -135,7 +228,9 @@ def experiment(monkeypatch, tmp_path):
         return json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
 
     yield small
-    sys.modules.pop("answers")
+    # Some experiments use others, and all of them what is made small here.
+    for name in [*NAMES, "answers"]:
+        sys.modules.pop(name, None)
 
 
 def test_the_experiment_with_reinforce_runs(experiment):
@@ -227,6 +322,90 @@ def test_the_experiment_with_reward_model_runs(experiment):
     assert len(ends) == 5
 
 
+def test_the_experiment_with_grpo_runs(experiment):
+    made = experiment(
+        "grpo",
+        SEEDS=range(1),
+        STARTS=6,
+        SIZE=4,
+        UPDATES=1,
+        EXAM=4,
+        TRIES=8,
+        READ=(8, 16),
+        BATCH=8,
+    )
+    stored = results.load("grpo")
+    assert made.keys() == stored.keys()
+    grouped, mixed = (robots[0] for robots in made["maze"].values())
+    assert grouped.keys() == stored["maze"]["grouped"][0].keys()
+    assert grouped["curve"][0] == mixed["curve"][0]
+    assert grouped["curve"][1] != mixed["curve"][1]
+    errors = made["critics"][0]["errors"]
+    assert [point["answers"] for point in errors] == [8, 16]
+    assert errors[0].keys() == stored["critics"][0]["errors"][0].keys()
+    # A critic that has read nothing says 0 everywhere: it has learnt something.
+    assert errors[0]["error"] != errors[1]["error"]
+
+
+def test_the_experiment_with_grpo_family_runs(experiment, tmp_path):
+    small = {
+        "SEEDS": range(1),
+        "QUESTIONS": 8,
+        "SIZE": 4,
+        "ASKED_AT_A_TIME": 4,
+        "MEASURED_AT": (32, 96),
+        "EXAM": 6,
+    }
+    made = experiment("grpo_family", **small)
+    stored = results.load("grpo_family")
+    assert made.keys() == stored.keys()
+    assert made["settings"].keys() == stored["settings"].keys()
+    names = [name for name in stored if isinstance(stored[name], list)]
+    for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
+        assert mine.keys() == theirs.keys()
+        assert mine["updates"][0].keys() == theirs["updates"][0].keys()
+        assert mine["curve"][-1].keys() == theirs["curve"][-1].keys()
+        assert mine["updates"][-1]["answers"] == mine["curve"][-1]["answers"] == 96
+    # The variants begin with the same answers, and then go their own ways.
+    firsts = {made[name][0]["updates"][0]["score"] for name in names if name != "dapo"}
+    assert len(firsts) == 1
+    assert len({made[name][0]["updates"][0]["kl_mean"] for name in names}) == 7
+    # What is stored is kept, and only what is missing is run.
+    marked = [{"seed": 0, "kept": True}]
+    lacking = {**made, "grpo": marked, "cispo": []}
+    kept = tmp_path / "grpo_family.json"
+    kept.write_text(json.dumps(lacking), encoding="utf-8")
+    again = experiment("grpo_family", **small)
+    assert again["grpo"] == marked
+    assert again["cispo"][0]["updates"] == made["cispo"][0]["updates"]
+
+
+def test_the_experiment_with_thinking_runs(experiment):
+    made = experiment(
+        "thinking",
+        SEEDS=range(1),
+        QUESTIONS=4,
+        MEASURED_AT=(0, 1, 2),
+        ROUNDS=1,
+        TOO_LARGE_UPDATES=1,
+        EXAM=40,
+    )
+    stored = results.load("thinking")
+    assert made.keys() == stored.keys()
+    names = [name for name in stored if isinstance(stored[name], list)]
+    for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
+        assert mine.keys() == theirs.keys()
+        assert mine["curve"][-1].keys() == theirs["curve"][-1].keys()
+    steps, others = made["grpo"][0]["updates"], made["random"][0]["updates"]
+    assert len(steps) == 2
+    assert steps[0].keys() == stored["grpo"][0]["updates"][0].keys()
+    # Rule and coin see the same answers, and learn something else from them.
+    assert steps[0]["right"] == others[0]["right"]
+    assert steps[0]["kl_mean"] != others[0]["kl_mean"]
+    ends = [made[name][0]["curve"][-1] for name in names if "rate" not in name]
+    assert len({end["kl"] for end in ends}) == len(ends) == 4
+
+
 def test_the_experiment_with_rlhf_runs(experiment):
     made = experiment(
         "rlhf",
@@ -254,3 +433,48 @@ def test_the_experiment_with_rlhf_runs(experiment):
     # What a nat costs does not change the first answers, but it changes the policy.
     ends = [run["curve"][-1] for run in made["runs"]]
     assert ends[0] != ends[-1]
+
+
+def test_the_experiment_with_side_by_side_runs(experiment, monkeypatch, tmp_path):
+    for name, number in {"ANSWERS": 8, "WARM_UP": 1}.items():
+        monkeypatch.setattr(importlib.import_module("ppo"), name, number)
+    small = {
+        "SEEDS": range(1),
+        "ROWS": 8,
+        "SIZE": 4,
+        "ANSWERS": 8,
+        "WARM_UP": 1,
+        "UPDATES": 2,
+        "MEASURED_AT": (2,),
+        "EXAM": 6,
+        "STEPS": 200,
+        "MARKS": 2,
+        "HORIZONS": {3: 100},
+    }
+    made = experiment("side_by_side", **small)
+    stored = results.load("side_by_side")
+    assert made.keys() == stored.keys()
+    assert made["settings"].keys() == stored["settings"].keys()
+    for world, point in [("maze", "earns"), ("language", "sampled")]:
+        assert made[world].keys() == stored[world].keys()
+        for name, (run,) in made[world].items():
+            theirs = stored[world][name][0]
+            assert run.keys() == theirs.keys()
+            assert run["curve"][-1].keys() == theirs["curve"][-1].keys()
+            assert point in run["curve"][-1]
+    # Each algorithm moves the robot in its own way, and all begin with one.
+    robots = [runs[0] for runs in made["maze"].values()]
+    assert len({robot["curve"][0]["earns"] for robot in robots}) == 1
+    assert len({robot["kl_mean"][0] for robot in robots}) == 4
+    # What a critic has read counts as sampled.
+    updates = {name: len(runs[0]["updates"]) for name, runs in made["language"].items()}
+    assert updates == dict.fromkeys(updates, 2) | {"trpo": 1, "ppo": 1}
+    assert made["horizon"][0].keys() == stored["horizon"][0].keys()
+    # What is stored is kept, and only what is missing is run.
+    lacking = {**made, "language": {**made["language"], "grpo": []}}
+    kept = tmp_path / "side_by_side.json"
+    kept.write_text(json.dumps(lacking), encoding="utf-8")
+    again = experiment("side_by_side", **small)
+    assert again["maze"] == made["maze"]
+    mine, theirs = (r["language"]["grpo"][0] for r in (again, made))
+    assert mine["updates"] == theirs["updates"]

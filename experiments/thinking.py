@@ -1,0 +1,295 @@
+"""GRPO with nothing but the rule: a model that turns to showing its work.
+
+    pip install -r requirements.txt
+    PYTHONPATH=. python experiments/thinking.py
+
+Five seeds of everything, all from "sft", with 64 questions x 8 answers an update.
+Beside GRPO: the same with a coin instead of the rule, the same with steps that are too
+large, and two ways of sampling as many answers and fine-tuning on the right ones: anew
+in every round, or on answers that "sft" gave once. More supervised fine-tuning for the
+same time is in the experiment "reinforce".
+
+Measured on held-out questions: what `measure` says, and how far the model has gone from
+"sft", its entropy, and how often it is right where it must show its work and where it
+must not.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from answers import (
+    TOKENS,
+    fresh_sft,
+    measure,
+    sample_answers,
+    sample_scored,
+    seeded,
+    store,
+    texts,
+)
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from rl_notes.advantages import group_relative, has_spread, per_step
+from rl_notes.divergences import kl_exact
+from rl_notes.language import arithmetic, tokenizer
+from rl_notes.language.generation import generate
+from rl_notes.objectives import mean_over_tokens, token_clip
+from rl_notes.policies import (
+    TransformerPolicy,
+    action_logprobs,
+    entropy,
+    states,
+)
+from rl_notes.trajectories import Trajectories
+from rl_notes.updates import grpo_update
+
+SEEDS = range(5)
+QUESTIONS, SIZE = 64, 8  # in an update
+RATE = 1e-4
+CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
+EPOCHS, MINIBATCHES = 2, 4
+MEASURED_AT = (0, 10, 20, 40, 80)
+ROUNDS = 10  # updates by whatever is put beside GRPO
+TOO_LARGE, TOO_LARGE_UPDATES = ("3e-4", "1e-3"), 5
+EXAM = 500  # questions for what `measure` does not say
+SHOWN = ("What is 40+92?", "What is 362+98?", "What is 2468+1384?")  # held out
+TRIES = 4  # answers to each of these that are kept
+
+Update = Callable[
+    [TransformerPolicy, torch.optim.Optimizer, torch.Generator], dict[str, float]
+]
+
+
+def of_batch(batch: Trajectories, scores: Tensor) -> dict[str, float]:
+    """What the answers of an update are like, before it."""
+    worked = torch.tensor([arithmetic.shows_work(text) for text in texts(batch)])
+    return {
+        "right": scores.mean().item(),
+        "work": worked.float().mean().item(),
+        "length": batch.mask.sum(1).float().mean().item(),
+    }
+
+
+def grpo(
+    policy: TransformerPolicy,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    *,
+    rule: bool = True,
+) -> dict[str, float]:
+    """One update by GRPO; without the rule a coin gives the scores."""
+    batch, truth = sample_scored(policy, QUESTIONS, SIZE, generator)
+    coin = torch.rand(truth.shape, generator=generator).round()
+    scores = truth if rule else coin
+    stats = grpo_update(
+        policy,
+        optimizer,
+        batch,
+        per_step(group_relative(scores, batch.groups), batch.mask),
+        objective=CLIP,
+        epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        generator=generator,
+        aggregate=mean_over_tokens,
+    )
+    alike = (~has_spread(scores, batch.groups)).float().mean().item()
+    moved = ("kl_mean", "kl_max", "entropy", "clip_fraction")
+    return {
+        **of_batch(batch, truth),
+        "alike": alike,
+        **{name: getattr(stats, name) for name in moved},
+    }
+
+
+def imitate(
+    policy: TransformerPolicy,
+    optimizer: torch.optim.Optimizer,
+    examples: Trajectories,
+    generator: torch.Generator,
+) -> None:
+    """One epoch of supervised fine-tuning on answers that were sampled."""
+    order = torch.randperm(len(examples.mask), generator=generator)
+    for rows in order.chunk(MINIBATCHES):
+        part = examples.select(rows).trimmed()
+        loss = -mean_over_tokens(action_logprobs(policy, part), part.mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def keep_right(
+    policy: TransformerPolicy,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Sample as for an update, and fine-tune on the right answers."""
+    batch, scores = sample_scored(policy, QUESTIONS, SIZE, generator)
+    for _ in range(EPOCHS):
+        imitate(policy, optimizer, batch.select(scores == 1), generator)
+    return of_batch(batch, scores)
+
+
+@torch.no_grad()
+def course(model: PreTrainedModel) -> dict[str, float]:
+    """KL(policy || sft) of whole answers, exact at each state, and the entropy."""
+    asked = arithmetic.questions(EXAM, held_out=True, generator=seeded(20))
+    policy, reference = TransformerPolicy(model), TransformerPolicy(fresh_sft())
+    batch, _, _ = sample_answers(policy, asked, 1, seeded(21))
+    logits = policy(states(batch))
+    kl = torch.where(batch.mask, kl_exact(logits, reference(states(batch))), 0)
+    return {
+        "kl": kl.sum(1).mean().item(),
+        "entropy": entropy(logits)[batch.mask].mean().item(),
+    }
+
+
+def by_digits(model: PreTrainedModel, *, work: bool) -> dict[str, float]:
+    """Share right where the first token is given: that of work, or of an answer.
+
+    By the digits of the longer number; no held-out question has one digit alone.
+    """
+    asked = arithmetic.questions(EXAM, held_out=True, generator=seeded(22))
+    firsts = [
+        arithmetic.THINK if work else q.removeprefix("What is ")[0] for q in asked
+    ]
+    prompts = tokenizer.encode(
+        TOKENS, [q + a for q, a in zip(asked, firsts, strict=True)]
+    )
+    batch = generate(
+        TransformerPolicy(model), prompts, max_new_tokens=63, generator=seeded(23)
+    )
+    answers = [first + rest for first, rest in zip(firsts, texts(batch), strict=True)]
+    right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
+    digits = torch.tensor([len(str(max(arithmetic.numbers(q)))) for q in asked])
+    return {str(d): right[digits == d].mean().item() for d in (2, 3, 4)}
+
+
+def said(model: PreTrainedModel) -> dict[str, list[str]]:
+    """What the model answers to three questions."""
+    policy = TransformerPolicy(model)
+    _, _, answers = sample_answers(policy, list(SHOWN), TRIES, seeded(24))
+    return {q: answers[k * TRIES :][:TRIES] for k, q in enumerate(SHOWN)}
+
+
+def examine(model: PreTrainedModel) -> dict[str, Any]:
+    """All that is measured on held-out questions."""
+    return {
+        **measure(model),
+        **rounded(course(model)),
+        "right_with_work": rounded(by_digits(model, work=True)),
+        "right_at_once": rounded(by_digits(model, work=False)),
+        "said": said(model),
+    }
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{x:.4g}") for name, x in figures.items()}
+
+
+class Learner:
+    """A model in training: where it is, and what was seen of it on the way."""
+
+    def __init__(self, seed: int, *, rate: float, before: dict[str, Any]) -> None:
+        self.seed = seed
+        self.policy = TransformerPolicy(fresh_sft())
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate)
+        self.generator = seeded(seed)
+        self.curve: list[dict[str, Any]] = [{"updates": 0, **before}]
+        self.updates: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def learn(self, updates: int, update: Update) -> None:
+        """Go on to so many updates in all."""
+        for _ in tqdm(range(len(self.updates), updates)):
+            begin = time.process_time()
+            seen = update(self.policy, self.optimizer, self.generator)
+            self.seconds += time.process_time() - begin
+            self.updates.append(rounded(seen))
+
+    def sit(self, updates: int) -> None:
+        """Take the exam, after so many updates."""
+        self.curve.append({"updates": updates, **examine(self.policy.model)})
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "curve": self.curve,
+            "updates": self.updates,
+            "cpu_seconds": round(self.seconds),
+        }
+
+
+def long_run(seed: int, before: dict[str, Any]) -> dict[str, Any]:
+    """GRPO with the rule, examined on the way."""
+    learner = Learner(seed, rate=RATE, before=before)
+    for updates in MEASURED_AT[1:]:
+        learner.learn(updates, grpo)
+        learner.sit(updates)
+    return learner.report()
+
+
+def short_run(seed: int, before: dict[str, Any], update: Update) -> dict[str, Any]:
+    """Another update in the place of GRPO, examined at the end."""
+    learner = Learner(seed, rate=RATE, before=before)
+    learner.learn(ROUNDS, update)
+    learner.sit(ROUNDS)
+    return learner.report()
+
+
+def too_large(seed: int, before: dict[str, Any], rate: float) -> dict[str, Any]:
+    """GRPO with another learning rate; what is seen in its batches is enough."""
+    learner = Learner(seed, rate=rate, before=before)
+    learner.learn(TOO_LARGE_UPDATES, grpo)
+    return learner.report()
+
+
+def right_once(seed: int, before: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune on right answers that "sft" gave, as many of them and as long."""
+    learner = Learner(seed, rate=RATE, before=before)
+    policy, generator = learner.policy, learner.generator
+    begin = time.process_time()
+    kept = []
+    for _ in range(ROUNDS):
+        batch, scores = sample_scored(policy, QUESTIONS, SIZE, generator)
+        kept.append(batch.select(scores == 1))
+    for _ in range(EPOCHS):
+        for index in torch.randperm(ROUNDS, generator=generator).tolist():
+            imitate(policy, learner.optimizer, kept[index], generator)
+    learner.seconds = time.process_time() - begin
+    learner.sit(ROUNDS)
+    return learner.report()
+
+
+def beside(seed: int, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All that is put beside GRPO, of one seed."""
+    return {
+        "random": short_run(seed, before, partial(grpo, rule=False)),
+        "right_each_round": short_run(seed, before, keep_right),
+        "right_once": right_once(seed, before),
+        **{f"rate_{rate}": too_large(seed, before, float(rate)) for rate in TOO_LARGE},
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    before = examine(fresh_sft())
+    others = [beside(seed, before) for seed in SEEDS]
+    store(
+        "thinking",
+        {
+            "questions": QUESTIONS,
+            "size": SIZE,
+            "learning_rate": RATE,
+            "grpo": [long_run(seed, before) for seed in SEEDS],
+            **{name: [runs[name] for runs in others] for name in others[0]},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
