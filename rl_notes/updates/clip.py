@@ -57,9 +57,10 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         max_kl: No other epoch is begun once KL(old || new), mean over all steps of the
             batch, is above this. A brake and not a bound: the epoch that went too far
             is kept. To look costs one forward pass over the batch after each epoch.
-        micro_batch: How many rows to run the policy on at a time, to save memory. It
-            changes nothing but rounding: the parts of a minibatch add up. None runs a
-            minibatch at once.
+        micro_batch: How many rows to run the policy on at a time, those of like length
+            together. It saves memory, and where lengths differ the time that padding
+            takes. It changes nothing but rounding: the parts of a minibatch add up.
+            None runs a minibatch at once.
     """
     require_per_step(advantages, trajectories)
     old, mask, advantages = (

@@ -83,9 +83,10 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         reference_logprobs: Log-probabilities of the same actions under the reference,
             such as `action_logprobs(reference, trajectories)`. Needed if beta is not 0.
         beta: What one nat of (k3) costs.
-        micro_batch: How many rows to run the policy on at a time, to save memory. It
-            changes nothing but rounding: the parts of a minibatch add up to its
-            aggregate. None runs a minibatch at once.
+        micro_batch: How many rows to run the policy on at a time, those of like length
+            together. It saves memory, and where lengths differ the time that padding
+            takes. It changes nothing but rounding: the parts of a minibatch add up to
+            its aggregate. None runs a minibatch at once.
     """
     require_per_step(advantages, trajectories)
     reference = _reference(trajectories, reference_logprobs, beta)
