@@ -386,7 +386,7 @@ def test_the_experiment_with_thinking_runs(experiment):
         SEEDS=range(1),
         QUESTIONS=4,
         MEASURED_AT=(0, 1, 2),
-        ROUNDS=1,
+        ROUNDS=2,
         TOO_LARGE_UPDATES=1,
         EXAM=40,
     )
