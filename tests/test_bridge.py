@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from answers import (
+from all_answers import (
     ANSWERS,
     END,
     PROMPT_IDS,

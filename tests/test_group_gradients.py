@@ -11,7 +11,7 @@ from math import factorial, prod
 
 import pytest
 import torch
-from answers import (
+from all_answers import (
     ANSWERS,
     SCORES,
     STEPS,
