@@ -130,7 +130,9 @@ def keep_right(
     """Sample as for an update, and fine-tune on the right answers."""
     batch, scores = sample_scored(policy, QUESTIONS, SIZE, generator)
     for _ in range(EPOCHS):
-        imitate(policy, optimizer, batch.select(scores == 1), generator)
+        imitate(
+            policy, optimizer, batch.select((scores == 1).nonzero()[:, 0]), generator
+        )
     return of_batch(batch, scores)
 
 
@@ -256,7 +258,7 @@ def right_once(seed: int, before: dict[str, Any]) -> dict[str, Any]:
     kept = []
     for _ in range(ROUNDS):
         batch, scores = sample_scored(policy, QUESTIONS, SIZE, generator)
-        kept.append(batch.select(scores == 1))
+        kept.append(batch.select((scores == 1).nonzero()[:, 0]))
     for _ in range(EPOCHS):
         for index in torch.randperm(ROUNDS, generator=generator).tolist():
             imitate(policy, learner.optimizer, kept[index], generator)
