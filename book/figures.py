@@ -96,8 +96,7 @@ def ask(name: str, questions: tuple[str, ...] | list[str]) -> list[str]:
         max_new_tokens=64,
         generator=torch.Generator().manual_seed(4),
     )
-    rows = zip(sampled.actions, sampled.mask, strict=True)
-    return [tokenizer.answer_text(tokens, ids[mask].tolist()) for ids, mask in rows]
+    return tokenizer.answer_texts(tokens, sampled)
 
 
 def write_answers(exam: Exam, ax: Axes) -> Axes:

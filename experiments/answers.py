@@ -33,8 +33,7 @@ def fresh_sft() -> PreTrainedModel:
 
 
 def texts(sampled: Trajectories) -> list[str]:
-    rows = zip(sampled.actions, sampled.mask, strict=True)
-    return [tokenizer.answer_text(TOKENS, ids[mask].tolist()) for ids, mask in rows]
+    return tokenizer.answer_texts(TOKENS, sampled)
 
 
 def sample_answers(

@@ -63,7 +63,9 @@ PUBLIC = {
     "rl_notes.language.reward_model": [
         *("new_reward_model", "answer_scores", "fit_reward_model", "reliability"),
     ],
-    "rl_notes.language.tokenizer": ["build", "encode", "answer_text"],
+    "rl_notes.language.tokenizer": [
+        *("build", "encode", "answer_text", "answer_texts"),
+    ],
     "rl_notes.language.training": [
         *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
         *("learn_preferences", "measure_preferences", "learn_from_the_rule"),

@@ -18,9 +18,11 @@ from rl_notes.language.tokenizer import (
     PIECES,
     VOCABULARY,
     answer_text,
+    answer_texts,
     build,
     encode,
 )
+from rl_notes.trajectories import Trajectories
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=300)
 TEXTS = st.lists(st.sampled_from([*PIECES, *CHARACTERS]), max_size=40).map("".join)
@@ -188,3 +190,26 @@ def test_an_answer_ends_at_the_first_end_token(tokenizer):
         # The usual way of decoding would have called this right.
         assert tokenizer.decode(sampled, skip_special_tokens=True) == WORKED
     assert answer_text(tokenizer, [*ids, pad]) == WORKED + "<pad>"
+
+
+def test_the_texts_of_a_batch_are_those_of_its_answers(tokenizer):
+    """The answer alone, up to its end token, wherever its prompt ends."""
+    eos, worked = tokenizer.eos_token_id, tokenizer.encode(WORKED)[1:]
+    rows = [([1, *worked, eos], 1), ([1, 5, 6, 7, 8, eos], 3)]
+    longest = max(len(ids) for ids, _ in rows)
+    text = torch.zeros(2, longest, dtype=torch.long)
+    mask = torch.zeros(2, longest - 1, dtype=torch.bool)
+    for row, (ids, prompt) in enumerate(rows):
+        text[row, : len(ids)] = torch.tensor(ids)
+        mask[row, prompt - 1 : len(ids) - 1] = True
+    zeros = torch.zeros(mask.shape)
+    batch = Trajectories(
+        actions=text[:, 1:],
+        logprobs=zeros,
+        rewards=zeros,
+        discounts=torch.where(mask, 0.0, 1.0),
+        mask=mask,
+        groups=torch.arange(2),
+        observations=text,
+    )
+    assert answer_texts(tokenizer, batch) == [WORKED, tokenizer.decode([7, 8])]

@@ -350,6 +350,16 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
 # GRPO
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"updates": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}],
+)
+def test_a_run_without_updates_or_steps_is_refused(wrong):
+    options = {"updates": 1, "generator": seeded(0), **wrong}
+    with pytest.raises(ValueError, match="must be at least 1, and learning_rate"):
+        learn_from_the_rule(little(), **options)
+
+
 def test_the_rule_is_learnt_from_groups_of_answers(monkeypatch):
     """Each update: the scores of the truth within its group, at a rate that falls."""
     model = load("sft")[0]

@@ -58,10 +58,7 @@ def sample_pairs(
         max_new_tokens=max_new_tokens,
         generator=generator,
     )
-    texts = [
-        tokenizer.answer_text(tokens, row[mask].tolist())
-        for row, mask in zip(answers.actions, answers.mask, strict=True)
-    ]
+    texts = tokenizer.answer_texts(tokens, answers)
     first, second = texts[0::2], texts[1::2]
     pairs = Pairs(answers, list(asked), first, second)
     return _these(pairs, [m for m in range(len(asked)) if first[m] != second[m]])

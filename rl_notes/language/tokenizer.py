@@ -13,6 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rl_notes.trajectories import Trajectories
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PIECES = ("What is ", " is ", "<think>", "</think>")
 CHARACTERS = "0123456789+=,?\n"
@@ -89,3 +91,11 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     if tokenizer.eos_token_id in sampled:
         sampled = sampled[: sampled.index(tokenizer.eos_token_id)]
     return str(tokenizer.decode(sampled, skip_special_tokens=False))
+
+
+def answer_texts(
+    tokenizer: PreTrainedTokenizerBase, trajectories: Trajectories
+) -> list[str]:
+    """What was sampled in each row, as `answer_text`; the prompt is no part of it."""
+    rows = zip(trajectories.actions, trajectories.mask, strict=True)
+    return [answer_text(tokenizer, ids[mask].tolist()) for ids, mask in rows]

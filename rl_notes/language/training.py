@@ -37,7 +37,6 @@ from rl_notes.language.reward_model import (
 )
 from rl_notes.objectives import mean_over_tokens, preference_loss, token_clip
 from rl_notes.policies import TransformerPolicy
-from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
 PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1650
@@ -318,6 +317,11 @@ def learn_from_the_rule(
             so that the last updates average out what the others left as noise.
         generator: Source of every draw.
     """
+    if updates < 1 or not 0 < learning_rate < math.inf:
+        raise ValueError(
+            f"updates={updates} must be at least 1, and learning_rate={learning_rate} "
+            "a positive number."
+        )
     tokens, policy = tokenizer.build(), TransformerPolicy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     scheduler = LambdaLR(optimizer, lambda done: 1 - done / updates)
@@ -332,7 +336,9 @@ def learn_from_the_rule(
             generator=generator,
         )
         prompts = [question for question in asked for _ in range(group_size)]
-        scores = arithmetic.accuracy_reward(prompts, _answers(batch))
+        scores = arithmetic.accuracy_reward(
+            prompts, tokenizer.answer_texts(tokens, batch)
+        )
         advantages = group_relative(
             torch.tensor(scores, device=batch.mask.device), batch.groups
         )
@@ -361,10 +367,10 @@ def measure(
 
     `right_worked` and `right_direct` are shares of the answers with and without work.
     """
-    policy = TransformerPolicy(model, temperature)
-    prompts = tokenizer.encode(tokenizer.build(), asked)
+    tokens, policy = tokenizer.build(), TransformerPolicy(model, temperature)
+    prompts = tokenizer.encode(tokens, asked)
     sampled = generate(policy, prompts, max_new_tokens=LONGEST, generator=generator)
-    answers = _answers(sampled)
+    answers = tokenizer.answer_texts(tokens, sampled)
     right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
     form = torch.tensor(arithmetic.form_reward(asked, answers))
     worked = torch.tensor([arithmetic.shows_work(text) for text in answers])
@@ -377,15 +383,6 @@ def measure(
         "right_direct": right[~worked].mean().item(),
         "asks_again": again.float().mean().item(),
     }
-
-
-def _answers(sampled: Trajectories) -> list[str]:
-    """What was sampled, as text, row by row."""
-    tokens = tokenizer.build()
-    return [
-        tokenizer.answer_text(tokens, row[mask].tolist())
-        for row, mask in zip(sampled.actions, sampled.mask, strict=True)
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
