@@ -69,6 +69,7 @@ PUBLIC = {
     "rl_notes.language.training": [
         *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
         *("learn_preferences", "measure_preferences", "learn_from_the_rule"),
+        *("two_lessons",),
     ],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],
