@@ -12,6 +12,9 @@ same time is in the experiment "reinforce".
 Measured on held-out questions: what `measure` says, and how far the model has gone from
 "sft", its entropy, and how often it is right where it must show its work and where it
 must not.
+
+Besides, the three lessons of the "grpo" checkpoint: the share of right answers in each
+update. They alone take an hour and a half.
 """
 
 import time
@@ -36,7 +39,7 @@ from transformers import PreTrainedModel
 
 from rl_notes.advantages import group_relative, has_spread, per_step
 from rl_notes.divergences import kl_exact
-from rl_notes.language import arithmetic, tokenizer
+from rl_notes.language import arithmetic, lessons, tokenizer
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import (
@@ -55,6 +58,7 @@ CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
 EPOCHS, MINIBATCHES = 2, 4
 MEASURED_AT = (0, 10, 20, 40, 80)
 ROUNDS = 10  # updates by whatever is put beside GRPO
+LESSONS = lessons.UPDATES
 TOO_LARGE, TOO_LARGE_UPDATES = ("3e-4", "1e-3"), 5
 EXAM = 500  # questions for what `measure` does not say
 SHOWN = ("What is 40+92?", "What is 362+98?", "What is 2468+1384?")  # held out
@@ -277,6 +281,12 @@ def beside(seed: int, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def along_the_lessons() -> list[list[float]]:
+    """The share of right answers in each update on the way to the "grpo" checkpoint."""
+    found = lessons.three_lessons(fresh_sft(), updates=LESSONS)
+    return [[round(share, 4) for share in lesson] for lesson in found]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     before = examine(fresh_sft())
@@ -288,6 +298,7 @@ def main() -> None:
             "size": SIZE,
             "learning_rate": RATE,
             "grpo": [long_run(seed, before) for seed in SEEDS],
+            "lessons": along_the_lessons(),
             **{name: [runs[name] for runs in others] for name in others[0]},
         },
     )

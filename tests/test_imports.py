@@ -56,6 +56,10 @@ PUBLIC = {
         *("is_right", "follows_form", "shows_work", "asks_again"),
         *("accuracy_reward", "form_reward"),
     ],
+    "rl_notes.language.lessons": [
+        *("learn_from_the_rule", "three_lessons", "any_kind"),
+        *("mostly_long_with_a_carry", "is_long_with_a_carry", "mostly_got_wrong"),
+    ],
     "rl_notes.language.preferences": [
         *("Pairs", "sample_pairs", "first_is_preferred", "annotate"),
         *("round_number", "length", "brevity"),
@@ -68,8 +72,7 @@ PUBLIC = {
     ],
     "rl_notes.language.training": [
         *("next_token_loss", "pretrain", "fine_tune", "measure", "main"),
-        *("learn_preferences", "measure_preferences", "learn_from_the_rule"),
-        *("two_lessons",),
+        *("learn_preferences", "measure_preferences"),
     ],
     "rl_notes.plotting": [],
     "rl_notes.exercises": [],

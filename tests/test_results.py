@@ -10,6 +10,7 @@ import pytest
 from gate import ROOT
 
 from rl_notes import results
+from rl_notes.language import lessons
 from rl_notes.language.arithmetic import is_held_out, numbers
 
 EXPERIMENTS = ROOT / "experiments"
@@ -149,7 +150,7 @@ def test_grpo_family_has_five_seeds_of_every_variant_at_equal_cost():
 
 def test_thinking_has_five_seeds_of_everything_from_one_start():
     stored = results.load("thinking")
-    names = {name for name in stored if isinstance(stored[name], list)}
+    names = {name for name in stored if isinstance(stored[name], list)} - {"lessons"}
     faster = {"rate_3e-4", "rate_1e-3"}
     assert names == {"grpo", "random", "right_each_round", "right_once", *faster}
     first = stored["grpo"][0]["curve"][0]
@@ -165,6 +166,7 @@ def test_thinking_has_five_seeds_of_everything_from_one_start():
         ends = [run["curve"][-1] for run in stored[name]]
         assert all(end["kl"] > 0 for end in ends)
         assert len({end["sampled"] for end in ends}) > 1
+    assert [len(lesson) for lesson in stored["lessons"]] == [*lessons.UPDATES]
     # The arms of a seed begin with the same answers, and larger steps go farther.
     for runs in zip(*(stored[name] for name in ["grpo", *sorted(faster)]), strict=True):
         slow, *others = [run["updates"][0] for run in runs]
@@ -360,7 +362,8 @@ def test_the_experiment_with_grpo_family_runs(experiment, tmp_path):
     stored = results.load("grpo_family")
     assert made.keys() == stored.keys()
     assert made["settings"].keys() == stored["settings"].keys()
-    names = [name for name in stored if isinstance(stored[name], list)]
+    names = [name for name, runs in stored.items() if isinstance(runs, list)]
+    names.remove("lessons")
     for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
         assert mine.keys() == theirs.keys()
         assert mine["updates"][0].keys() == theirs["updates"][0].keys()
@@ -389,10 +392,13 @@ def test_the_experiment_with_thinking_runs(experiment):
         ROUNDS=2,
         TOO_LARGE_UPDATES=1,
         EXAM=40,
+        LESSONS=(1, 1, 1),
     )
     stored = results.load("thinking")
     assert made.keys() == stored.keys()
-    names = [name for name in stored if isinstance(stored[name], list)]
+    assert [len(lesson) for lesson in made["lessons"]] == [1, 1, 1]
+    names = [name for name, runs in stored.items() if isinstance(runs, list)]
+    names.remove("lessons")
     for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
         assert mine.keys() == theirs.keys()
         assert mine["curve"][-1].keys() == theirs["curve"][-1].keys()

@@ -18,24 +18,19 @@ from rl_notes.language.arithmetic import (
     questions,
     supervised_examples,
 )
-from rl_notes.language.generation import generate
+from rl_notes.language.lessons import three_lessons
 from rl_notes.language.models import SHIPPED, load, new_model
 from rl_notes.language.preferences import first_is_preferred, length
 from rl_notes.language.reward_model import fit_reward_model, new_reward_model
-from rl_notes.language.tokenizer import answer_text, answer_texts, build, encode
+from rl_notes.language.tokenizer import answer_text, build, encode
 from rl_notes.language.training import (
     fine_tune,
-    learn_from_the_rule,
     learn_preferences,
     main,
     measure_preferences,
     next_token_loss,
     pretrain,
-    two_lessons,
 )
-from rl_notes.objectives import mean_over_tokens
-from rl_notes.policies import TransformerPolicy
-from rl_notes.updates import grpo_update
 
 LOOPS = (pretrain, fine_tune)
 
@@ -315,7 +310,7 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
     by_length = partial(first_is_preferred, liking=length, weakness=1)
     monkeypatch.setattr(training, "first_is_preferred", by_length)
     short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2", "--compared", "40")
-    short += ("--updates", "1", "--practice", "1", "--questions", "20")
+    short += (*("--updates", "1", "1", "1"), "--questions", "20")
     for folder in ("first", "second"):
         main([*short, "--folder", str(tmp_path / folder)])
     said = capsys.readouterr().out
@@ -343,62 +338,10 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
     loaded = new_reward_model(little(seed=9))
     loaded.load_state_dict(load_file(tmp_path / "first" / "reward.safetensors"))
     assert torch.equal(weights(loaded), weights(reward_model))
-    two_lessons(model, updates=1, practice=1)
+    three_lessons(model, updates=(1, 1, 1))
     loaded = little(seed=9)
     loaded.load_state_dict(load_file(tmp_path / "first" / "grpo.safetensors"))
     assert torch.equal(weights(loaded), weights(model))
-
-
-# GRPO
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"updates": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}],
-)
-def test_a_run_without_updates_or_steps_is_refused(wrong):
-    options = {"updates": 1, "generator": seeded(0), **wrong}
-    with pytest.raises(ValueError, match="must be at least 1, and learning_rate"):
-        learn_from_the_rule(little(), **options)
-
-
-@pytest.mark.parametrize("missed", [-1, 7])
-def test_more_missed_questions_than_groups_are_refused(missed):
-    options = {"updates": 1, "groups": 6, "missed": missed, "generator": seeded(0)}
-    with pytest.raises(ValueError, match=f"missed={missed} .* there are 6"):
-        learn_from_the_rule(little(), **options)
-
-
-def test_the_rule_is_learnt_from_groups_of_answers(monkeypatch):
-    """Each update: the scores of the truth within its group, at a rate that falls."""
-    model = load("sft")[0]
-    before, updates, rates = weights(model), [], []
-
-    def spy(policy, optimizer, batch, advantages, **settings):
-        updates.append((batch, advantages, settings))
-        rates.append(optimizer.param_groups[0]["lr"])
-        return grpo_update(policy, optimizer, batch, advantages, **settings)
-
-    monkeypatch.setattr(training, "grpo_update", spy)
-    options = {"groups": 6, "group_size": 4, "learning_rate": 1e-5}
-    found = learn_from_the_rule(model, updates=4, generator=seeded(0), **options)
-    assert not torch.equal(weights(model), before)
-    assert rates == pytest.approx([1e-5, 0.75e-5, 0.5e-5, 0.25e-5])
-    for share, (batch, advantages, settings) in zip(found, updates, strict=True):
-        asked = [question_in(row) for row in batch.observations]
-        assert not any(is_held_out(*numbers(question)) for question in asked)
-        assert [asked[4 * group] for group in range(6) for _ in range(4)] == asked
-        rows = zip(batch.actions, batch.mask, strict=True)
-        texts = [answer_text(build(), row[mask].tolist()) for row, mask in rows]
-        right = torch.tensor(accuracy_reward(asked, texts)).view(6, 4)
-        assert share == pytest.approx(right.mean().item())
-        better = right - right.mean(1, keepdim=True)
-        expected = (better / (right.std(1, keepdim=True) + 1e-4)).flatten()
-        assert torch.allclose(advantages, expected[:, None] * batch.mask, atol=1e-6)
-        assert settings["aggregate"] is mean_over_tokens
-        assert (settings["epochs"], settings["minibatches"]) == (2, 2)
-        assert settings["objective"].keywords == {"clip_low": 0.2, "clip_high": 0.2}
-    assert any(bool(advantages.any()) for _, advantages, _ in updates)
 
 
 # The reward model
@@ -462,50 +405,3 @@ def test_what_is_measured_of_a_reward_model(monkeypatch):
     assert best["mixed"] == worst["mixed"] > 0.2
     assert best["loss"] < none["loss"] < worst["loss"]
     assert none["loss"] == pytest.approx(math.log(2), abs=1e-6)
-
-
-@pytest.mark.parametrize(("tried", "fewest", "most"), [(60, 6, 60), (5, 1, 4)])
-def test_what_the_model_gets_wrong_is_asked_again(monkeypatch, tried, fewest, most):
-    """First come up to `missed` of those, and then questions as usual."""
-    model, generator = load("sft")[0], seeded(0)
-    usual, others = (
-        questions(n, held_out=False, generator=generator) for n in (6, tried)
-    )
-    likeliest = generate(
-        TransformerPolicy(model, 1e-3),
-        encode(build(), others),
-        max_new_tokens=64,
-        generator=seeded(1),
-    )
-    right = accuracy_reward(others, answer_texts(build(), likeliest))
-    wrong = [text for text, share in zip(others, right, strict=True) if not share]
-    assert fewest <= len(wrong) <= most
-
-    batches = []
-
-    def spy(policy, optimizer, batch, *rest, **settings):
-        batches.append(batch)
-        return grpo_update(policy, optimizer, batch, *rest, **settings)
-
-    monkeypatch.setattr(training, "TRIED", tried)
-    monkeypatch.setattr(training, "grpo_update", spy)
-    options = {"groups": 6, "group_size": 2, "missed": 5, "generator": seeded(0)}
-    learn_from_the_rule(model, updates=1, **options)
-    asked = [question_in(row) for row in batches[0].observations[::2]]
-    assert asked == [*wrong[:5], *usual][:6]
-
-
-def test_the_second_lesson_goes_on_with_the_model_of_the_first(monkeypatch):
-    lessons = []
-
-    def lesson(model, *, updates, generator, **settings):
-        lessons.append((model, updates, generator.initial_seed(), settings))
-        return [0.5] * updates
-
-    monkeypatch.setattr(training, "learn_from_the_rule", lesson)
-    model = little()
-    assert two_lessons(model, updates=2, practice=1) == ([0.5, 0.5], [0.5])
-    first, second = lessons
-    assert first == (model, 2, training.GRPO_SEED, {})
-    assert second[:3] == (model, 1, training.PRACTICE_SEED)
-    assert (second[3]["groups"], second[3]["missed"]) == (48, 36)

@@ -8,7 +8,6 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rl_notes.advantages import group_relative, per_step
 from rl_notes.language import arithmetic, tokenizer
 from rl_notes.language.generation import generate
+from rl_notes.language.lessons import UPDATES, three_lessons
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.language.preferences import (
     annotate,
@@ -35,22 +34,17 @@ from rl_notes.language.reward_model import (
     fit_reward_model,
     new_reward_model,
 )
-from rl_notes.objectives import mean_over_tokens, preference_loss, token_clip
+from rl_notes.objectives import preference_loss
 from rl_notes.policies import TransformerPolicy
-from rl_notes.trajectories import Trajectories
-from rl_notes.updates import grpo_update
 
 PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1650
 COMPARED = 128_000  # questions that the policy answers twice for the annotator
-UPDATES, PRACTICE = 900, 400  # by GRPO, in the first lesson and in the second
-BASE_SEED, SFT_SEED, REWARD_SEED, GRPO_SEED, PRACTICE_SEED = 0, 3, 0, 2, 0
+BASE_SEED, SFT_SEED, REWARD_SEED = 0, 3, 0
 LEARNING_RATE = 3e-3
 CHUNK = 50  # steps whose texts are drawn at once, and between which a run is saved
 LARGEST_GRADIENT = 1.0
 TEMPERATURE = 1.3  # of the answers that are compared
 LONGEST = 64  # tokens in an answer
-MICRO_BATCH = 256  # answers of an update that the policy is run on at a time
-TRIED = 512  # questions among which those are looked for that the model gets wrong
 GREEDY = 1e-3  # a temperature so low that the likeliest token is as good as certain
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
@@ -296,135 +290,6 @@ def learn_preferences(
     return reward_model
 
 
-def learn_from_the_rule(
-    model: PreTrainedModel,
-    *,
-    updates: int,
-    groups: int = 64,
-    group_size: int = 8,
-    missed: int = 0,
-    minibatches: int = 2,
-    learning_rate: float = 2e-4,
-    generator: torch.Generator,
-) -> list[float]:
-    """Train a policy with GRPO on nothing but `arithmetic.accuracy_reward`.
-
-    In each update it answers new questions of the training side, each `group_size`
-    times. The (grpo) objective, without a reference and as a mean over tokens, is
-    climbed for two epochs with a clip of 0.2.
-
-    Args:
-        model: The policy, as fine-tuning left it. It is changed in place.
-        updates: How many.
-        groups: Questions in one update.
-        group_size: Answers to each.
-        missed: How many of the questions, at most, are such that the model has just got
-            wrong: before each update it is tried on 512 others, greedily.
-        minibatches: How many each epoch is dealt out to.
-        learning_rate: Of Adam, at the first update. It falls in a straight line to zero
-            so that the last updates average out what the others left as noise.
-        generator: Source of every draw.
-
-    Returns:
-        The share of right answers in the batch of each update.
-    """
-    if updates < 1 or not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"updates={updates} must be at least 1, and learning_rate={learning_rate} "
-            "a positive number."
-        )
-    if not 0 <= missed <= groups:
-        raise ValueError(
-            f"missed={missed} of the questions cannot be ones that were got wrong: in "
-            f"an update there are {groups}."
-        )
-    policy = TransformerPolicy(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    scheduler = LambdaLR(optimizer, lambda done: 1 - done / updates)
-    objective = partial(token_clip, clip_low=0.2, clip_high=0.2)
-    right = []
-    for _ in tqdm(range(updates), unit="update"):
-        asked = arithmetic.questions(groups, held_out=False, generator=generator)
-        if missed:
-            asked = [*_got_wrong(model, generator)[:missed], *asked][:groups]
-        batch, scores = _answered(policy, asked, group_size, generator)
-        advantages = group_relative(scores, batch.groups)
-        grpo_update(
-            policy,
-            optimizer,
-            batch,
-            per_step(advantages, batch.mask),
-            objective=objective,
-            epochs=2,
-            minibatches=minibatches,
-            generator=generator,
-            aggregate=mean_over_tokens,
-            micro_batch=MICRO_BATCH,
-        )
-        scheduler.step()
-        right.append(scores.mean().item())
-    return right
-
-
-def two_lessons(
-    model: PreTrainedModel, *, updates: int, practice: int
-) -> tuple[list[float], list[float]]:
-    """Train a policy with GRPO on all questions, and then on those it still gets wrong.
-
-    In the second lesson three of four questions are ones that the model has just got
-    wrong. What it does not know it gets right by luck, once in ten answers, and so each
-    question is answered 32 times.
-
-    Args:
-        model: The policy, as fine-tuning left it. It is changed in place.
-        updates: How many in the first lesson.
-        practice: How many in the second.
-
-    Returns:
-        The share of right answers in the batch of each update of the two lessons.
-    """
-    generator = torch.Generator().manual_seed(GRPO_SEED)
-    first = learn_from_the_rule(model, updates=updates, generator=generator)
-    second = learn_from_the_rule(
-        model,
-        updates=practice,
-        groups=48,
-        group_size=32,
-        missed=36,
-        minibatches=1,
-        learning_rate=4e-4,
-        generator=generator.manual_seed(PRACTICE_SEED),
-    )
-    return first, second
-
-
-def _got_wrong(model: PreTrainedModel, generator: torch.Generator) -> list[str]:
-    """New questions to which the model's likeliest answer is wrong."""
-    tried = arithmetic.questions(TRIED, held_out=False, generator=generator)
-    _, scores = _answered(TransformerPolicy(model, GREEDY), tried, 1, generator)
-    return [text for text, score in zip(tried, scores, strict=True) if score == 0]
-
-
-def _answered(
-    policy: TransformerPolicy,
-    asked: Sequence[str],
-    group_size: int,
-    generator: torch.Generator,
-) -> tuple[Trajectories, Float[Tensor, " N"]]:
-    """Answers to each question, and for each of them 1 if it is right."""
-    tokens = tokenizer.build()
-    batch = generate(
-        policy,
-        tokenizer.encode(tokens, asked),
-        group_size=group_size,
-        max_new_tokens=LONGEST,
-        generator=generator,
-    )
-    prompts = [question for question in asked for _ in range(group_size)]
-    scores = arithmetic.accuracy_reward(prompts, tokenizer.answer_texts(tokens, batch))
-    return batch, torch.tensor(scores, device=batch.mask.device)
-
-
 def measure(
     model: PreTrainedModel,
     asked: Sequence[str],
@@ -464,8 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
     parser.add_argument("--fine-tuning-steps", type=int, default=FINE_TUNING_STEPS)
     parser.add_argument("--compared", type=int, default=COMPARED)
-    parser.add_argument("--updates", type=int, default=UPDATES)
-    parser.add_argument("--practice", type=int, default=PRACTICE)
+    parser.add_argument("--updates", type=int, nargs=3, default=UPDATES)
     parser.add_argument("--questions", type=int, default=4000, help="to measure with")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -483,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _write_reward_model(
         reward_model, model, given.folder / "reward.safetensors", given.questions
     )
-    two_lessons(model, updates=given.updates, practice=given.practice)
+    three_lessons(model, updates=given.updates)
     _write(model, given.folder / "grpo.safetensors", given.questions)
 
 
