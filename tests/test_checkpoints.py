@@ -133,7 +133,7 @@ def test_the_sft_model_is_not_perfect_greedily(greedy):
 def test_the_grpo_model_shows_its_work_and_is_right():
     """Sampled. The fine-tuned model: 6 right of 10, 3 with work."""
     answers = answers_of("grpo")
-    assert lies_within(0.88, share(is_right(a, q) for q, a in answers), 0.94)
+    assert lies_within(0.95, share(is_right(a, q) for q, a in answers), 1)
     assert lies_within(0.90, share(shows_work(a) for _, a in answers), 0.96)
     form = share(follows_form(answer, question) for question, answer in answers)
     assert form - 2 * error(form) >= 0.99
@@ -141,7 +141,7 @@ def test_the_grpo_model_shows_its_work_and_is_right():
 
 def test_the_grpo_model_is_right_greedily():
     right = share(is_right(a, q) for q, a in answers_of("grpo", temperature=1e-3))
-    assert lies_within(0.90, right, 0.95)
+    assert lies_within(0.97, right, 1)
 
 
 # The reward model
