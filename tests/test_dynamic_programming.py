@@ -371,3 +371,28 @@ def test_a_bonus_for_every_step_has_no_best_value_without_discount():
         MazeEnv(size=2, step_reward=0.5, exit_reward=0), discount=0.9
     )
     assert float(values[1]) == pytest.approx(5.0, abs=1e-9)
+
+
+def test_on_a_wet_floor_it_is_better_to_turn_towards_the_wall():
+    """An exercise says so: of two equal turns, that after which a slip goes nowhere."""
+    dry, wet = (
+        gymnasium.make("rl_notes/Maze-v0", slip=slip).unwrapped for slip in (0, 0.2)
+    )
+    before, after = (
+        dp.greedy(
+            dp.action_values(
+                maze, dp.value_iteration(maze, discount=0.95), discount=0.95
+            )
+        )
+        for maze in (dry, wet)
+    )
+    assert not bool(((after > 0) & (before == 0)).any())
+    changed = (before != after).any(dim=1).nonzero()[:, 0].tolist()
+    assert len(changed) == 12
+    follows = dry.transitions.argmax(dim=2)
+    for state in changed:
+        assert before[state].tolist() == [0, 0.5, 0.5]
+        better = int(after[state].argmax())
+        towards, away = (int(follows[state, turn]) for turn in (better, 3 - better))
+        assert follows[towards, 0] == towards
+        assert follows[away, 0] != away

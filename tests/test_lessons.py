@@ -139,16 +139,28 @@ def test_what_the_model_gets_wrong_is_asked_again(monkeypatch, tried, fewest, mo
 
 
 def test_each_lesson_goes_on_with_the_model_of_the_one_before(monkeypatch):
-    held = []
+    """What is asked, how often, at which rates, and from which seed."""
+    held, asked = [], []
 
     def lesson(model, ask, *, updates, generator, **settings):
-        asked = ask(generator)
-        held.append((model, updates, len(asked), settings.get("group_size", 8)))
+        held.append((model, updates, generator.initial_seed(), settings))
+        asked.append(ask(generator))
         return [0.5] * updates
 
     monkeypatch.setattr(lessons, "learn_from_the_rule", lesson)
-    monkeypatch.setattr(lessons, "TRIED", 4)
+    monkeypatch.setattr(lessons, "TRIED", 40)
     model = little()
     found = three_lessons(model, updates=(3, 2, 1))
     assert found == [[0.5, 0.5, 0.5], [0.5, 0.5], [0.5]]
-    assert held == [(model, 3, 64, 8), (model, 2, 48, 32), (model, 1, 48, 32)]
+    often = {"group_size": 32, "minibatches": 1}
+    assert held == [
+        (model, 3, 2, {}),
+        (model, 2, 0, {"rates": (3e-4, 3e-4), **often}),
+        (model, 1, 1, {"rates": (3e-4, 0.0), **often}),
+    ]
+    of_the_kind = [sum(map(is_long_with_a_carry, lesson)) for lesson in asked]
+    assert [len(lesson) for lesson in asked] == [64, 48, 48]
+    assert of_the_kind[1] >= 36
+    assert max(of_the_kind[0], of_the_kind[2]) < 10
+    # A model that knows nothing gets all wrong: the first 36 are those it was tried on.
+    assert asked[2][:36] == any_kind(seeded(1), n=40)[:36]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import statistics
 import sys
 from functools import partial
 from importlib.resources import files
@@ -166,12 +167,23 @@ def test_thinking_has_five_seeds_of_everything_from_one_start():
         ends = [run["curve"][-1] for run in stored[name]]
         assert all(end["kl"] > 0 for end in ends)
         assert len({end["sampled"] for end in ends}) > 1
-    assert [len(lesson) for lesson in stored["lessons"]] == [*lessons.UPDATES]
+    # The last model is right in more than 95 % of single answers (test_checkpoints).
+    assert first["pass@8"] < 0.95
     # The arms of a seed begin with the same answers, and larger steps go farther.
     for runs in zip(*(stored[name] for name in ["grpo", *sorted(faster)]), strict=True):
         slow, *others = [run["updates"][0] for run in runs]
         assert all(other["right"] == slow["right"] for other in others)
         assert all(other["kl_mean"] > slow["kl_mean"] for other in others)
+
+
+def test_the_second_lesson_is_a_plateau_and_then_a_rise():
+    """As its figure in the book shows, and its words say."""
+    stored = results.load("thinking")["lessons"]
+    assert [len(lesson) for lesson in stored] == [*lessons.UPDATES]
+    tens = [statistics.mean(stored[1][k : k + 10]) for k in range(0, 220, 10)]
+    assert all(0.24 < mean < 0.32 for mean in tens[:12])
+    assert 0.3 < tens[13] < 0.4
+    assert all(mean > 0.7 for mean in tens[-4:])
 
 
 def test_side_by_side_has_five_seeds_of_every_algorithm_and_one_budget():
@@ -362,7 +374,7 @@ def test_the_experiment_with_grpo_family_runs(experiment, tmp_path):
     stored = results.load("grpo_family")
     assert made.keys() == stored.keys()
     assert made["settings"].keys() == stored["settings"].keys()
-    names = [name for name, runs in stored.items() if isinstance(runs, list)]
+    names = [name for name in stored if isinstance(stored[name], list)]
     for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
         assert mine.keys() == theirs.keys()
         assert mine["updates"][0].keys() == theirs["updates"][0].keys()
@@ -396,7 +408,7 @@ def test_the_experiment_with_thinking_runs(experiment):
     stored = results.load("thinking")
     assert made.keys() == stored.keys()
     assert [len(lesson) for lesson in made["lessons"]] == [1, 1, 1]
-    names = [name for name, runs in stored.items() if isinstance(runs, list)]
+    names = [name for name in stored if isinstance(stored[name], list)]
     names.remove("lessons")
     for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
         assert mine.keys() == theirs.keys()

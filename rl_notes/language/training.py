@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from rl_notes.language import arithmetic, tokenizer
 from rl_notes.language.generation import generate
-from rl_notes.language.lessons import UPDATES, three_lessons
+from rl_notes.language.lessons import GREEDY, LONGEST, UPDATES, three_lessons
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.language.preferences import (
     annotate,
@@ -44,8 +44,6 @@ LEARNING_RATE = 3e-3
 CHUNK = 50  # steps whose texts are drawn at once, and between which a run is saved
 LARGEST_GRADIENT = 1.0
 TEMPERATURE = 1.3  # of the answers that are compared
-LONGEST = 64  # tokens in an answer
-GREEDY = 1e-3  # a temperature so low that the likeliest token is as good as certain
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
 Rows = Callable[[int, torch.Generator], list[Row]]
