@@ -150,6 +150,24 @@ def test_group_equals_the_prompt_given_as_often(precise):
     assert repeated.groups.tolist() == list(range(20))
 
 
+def test_the_model_is_run_on_each_prefix_once(precise):
+    policy, run = TransformerPolicy(precise.model, 0.3), []
+    hook = precise.model.register_forward_pre_hook(
+        lambda _, __, given: run.append(len(given["input_ids"])), with_kwargs=True
+    )
+    batch = answer(policy, group_size=8)
+    hook.remove()
+    rows = list(zip(batch.groups.tolist(), answers(batch), strict=True))
+    longest = max(len(tokens) for _, tokens in rows)
+    prefixes = [
+        {(group, *tokens[:k]) for group, tokens in rows if len(tokens) > k}
+        for k in range(longest)
+    ]
+    assert run == [len(different) for different in prefixes]
+    assert run[0] == 4 < run[1] < run[3]  # they go apart little by little
+    assert sum(run) < 0.8 * int(batch.mask.sum())
+
+
 def test_a_row_does_not_depend_on_the_other_rows(precise):
     """The same draws beside other prompts: of other lengths, ending at other times."""
     mine = [1, 5, 6]

@@ -266,6 +266,54 @@ def test_a_row_without_advantage_costs_nothing():
     assert stats.rows == 7
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_saw_the_same_are_run_once(seed):
+    """Six rows of three kinds, of 3, 4 and 5 steps, and never more than two at once."""
+    batch = random_batch([3, 5, 4], prompts=[0, 1, 0])
+    batch = batch.select(torch.tensor([0, 1, 0, 2, 1, 0]))
+    policy = Counting(5, 3).double()
+    batch, advantages = its_own(policy, batch), random_like(batch)
+    policy.asked = ()
+    climb(policy, batch, advantages, seed=seed)
+    assert policy.asked == [(3, 6)] * 3
+    policy.asked, batch = (), its_own(policy, batch)
+    policy.asked = ()
+    climb(policy, batch, advantages, micro_batch=2, seed=seed)
+    assert policy.asked == [(1, 3), (2, 4), (1, 6)] * 3
+
+
+@every_policy
+@every_objective
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_rows_that_saw_the_same_count_one_by_one(
+    kind, objective, aggregate, micro_batch
+):
+    """Each row is there twice, its last action another; beside the formula in full."""
+    policy, batch = small(kind)
+    rows = len(batch.mask)
+    batch = batch.select(torch.arange(2 * rows) % rows)
+    each, last = torch.arange(rows), batch.lengths[:rows] - 1
+    actions = batch.actions.clone()
+    actions[each, last] = (actions[each, last] + 1) % 3
+    batch = its_own(policy, replace(batch, actions=actions))
+    advantages, twin = random_like(batch), copy.deepcopy(policy)
+    climb(
+        policy,
+        batch,
+        advantages,
+        objective=objective,
+        aggregate=aggregate,
+        micro_batch=micro_batch,
+    )
+    new = action_logprobs(twin, batch)
+    climbed = objective(new, batch.logprobs, advantages, batch.mask)
+    aggregate(climbed, batch.mask).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in twin.parameters()])
+    expected = weights_of(twin) + gradient
+    torch.testing.assert_close(weights_of(policy), expected, rtol=0, atol=1e-10)
+    assert float(gradient.norm()) > 0.02
+
+
 def test_what_is_reported_is_measured_on_the_rows_that_were_run():
     policy, batch, advantages = with_silent_rows("table")
     twin = copy.deepcopy(policy)

@@ -11,7 +11,7 @@ from batches import random_batch, seeded, with_garbage
 import rl_notes.dynamic_programming as dp
 from rl_notes.advantages import discount_weights, returns_to_go
 from rl_notes.maze import MazeEnv, MazeVectorEnv
-from rl_notes.policies import MLPPolicy, TabularPolicy, entropy
+from rl_notes.policies import MLPPolicy, TabularPolicy, action_logprobs, entropy
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import reinforce_update
@@ -252,6 +252,19 @@ def test_padding_changes_nothing():
     padded[:, :7] = advantages
     expected = gradient_step(tabular(), batch, advantages)
     assert_same_update(gradient_step(tabular(), wide, padded), expected)
+
+
+def test_rows_that_are_alike_are_run_once_and_count_one_by_one():
+    batch = batch_and_advantages()[0].select(torch.tensor([2, 0, 2, 2, 1, 3]))
+    advantages, policy, asked = random_advantages(batch), tabular(), []
+    twin = tabular()
+    policy.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    found, _ = gradient_step(policy, batch, advantages)
+    assert asked == [4, 4, 4]  # before, for the gradient, and after
+    logprobs = action_logprobs(twin, batch)
+    (logprobs * advantages * batch.mask).sum(dim=1).mean().backward()
+    torch.testing.assert_close(found, twin.logits.grad, rtol=0, atol=1e-12)
+    assert float(found.norm()) > 0.1
 
 
 def test_the_order_of_the_rows_changes_nothing():

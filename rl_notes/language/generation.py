@@ -68,38 +68,41 @@ def _sample_all(
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-    """Sample until every row has ended; what stands after a row's end means nothing."""
+    """Sample until every row has ended; what stands after a row's end means nothing.
+
+    Rows with the same prefix see the same next, so that the model is run on each prefix
+    once: on a prompt for its whole group, and on as many rows as have gone apart since.
+    """
     model = cast(PreTrainedModel, policy.model)
     device = model.device
     rows = len(prompts) * group_size
-    cache, hidden, logits = _read(model, prompts, group_size)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    positions = lengths.repeat_interleave(group_size)[:, None]  # of the next token
+    cache, hidden, logits = _read(model, prompts)
+    positions = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
     active = torch.arange(rows, device=device)  # rows that have not ended
-    ends = torch.tensor(end, device=device)
-    going = torch.ones_like(active, dtype=torch.bool)
+    prefix = active // group_size  # of each of them: its row in the cache
+    ends, size = torch.tensor(end, device=device), logits.shape[1]
     all_tokens, all_logprobs = [], []
     for step in range(max_new_tokens):
         logits = logits / policy.temperature
         uniforms = torch.rand(
             rows, generator=generator, dtype=torch.float64, device=generator.device
         )
-        chosen = sample(logits, uniforms.to(device)[active])
-        scored = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+        chosen = sample(logits[prefix], uniforms.to(device)[active])
+        scored = logits.log_softmax(-1)[prefix, chosen]
         all_tokens.append(chosen.new_zeros(rows).index_copy(0, active, chosen))
         all_logprobs.append(scored.new_zeros(rows).index_copy(0, active, scored))
-        going = going & ~torch.isin(chosen, ends)
+        going = ~torch.isin(chosen, ends)
         if step == max_new_tokens - 1 or not bool(going.any()):
             break
-        # Ended rows leave the batch, several at once: moving the cache costs time too.
-        keep = going.nonzero()[:, 0]
-        if len(keep) < 0.6 * len(chosen):
-            active, going, chosen = active[keep], going[keep], chosen[keep]
-            hidden, positions = hidden[keep], positions[keep]
-            cache.batch_select_indices(keep)
+        active, longer = active[going], prefix[going] * size + chosen[going]
+        longer, prefix = torch.unique(longer, return_inverse=True)
+        before, token = longer // size, longer % size
+        if not torch.equal(before, torch.arange(len(logits), device=device)):
+            cache.batch_select_indices(before)
+            hidden, positions = hidden[before], positions[before]
         hidden = nn.functional.pad(hidden, (0, 1))  # the new token is seen
         logits = model(
-            input_ids=chosen[:, None],
+            input_ids=token[:, None],
             attention_mask=hidden,
             position_ids=positions,
             past_key_values=cache,
@@ -110,9 +113,9 @@ def _sample_all(
 
 
 def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], group_size: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
 ) -> tuple[DynamicCache, Float[Tensor, "N 1 1 P"], Float[Tensor, "N A"]]:
-    """Run every prompt once and copy the result to its group.
+    """Run every prompt once.
 
     Prompts are padded on the right: causal attention keeps padding out, and no padding
     is left with nothing to attend to, which is NaN in some models. What the cache holds
@@ -138,12 +141,7 @@ def _read(
     logits = output.logits[rows, lengths - shortest]
     padding = torch.arange(width, device=model.device) >= lengths[:, None]
     hidden = torch.where(padding, -torch.inf, 0.0).to(logits.dtype)[:, None, None]
-    cache.batch_repeat_interleave(group_size)
-    return (
-        cache,
-        hidden.repeat_interleave(group_size, dim=0),
-        logits.repeat_interleave(group_size, dim=0),
-    )
+    return cache, hidden, logits
 
 
 def _up_to_the_first(end: list[int], tokens: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:

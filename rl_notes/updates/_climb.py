@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rl_notes.divergences import kl_exact
 from rl_notes.objectives import importance_ratio, mean_over_tokens
-from rl_notes.policies import action_logprobs, chosen_logprobs, states
+from rl_notes.policies import chosen_logprobs, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.trust_region import trainable
 from rl_notes.updates._shared import (
@@ -20,6 +20,7 @@ from rl_notes.updates._shared import (
     gradient_norm_of,
     movement,
     require_its_own,
+    run_once,
     shuffled,
 )
 
@@ -133,7 +134,8 @@ def climb(
         while done < schedule.epochs and kl <= schedule.max_kl:
             order = shuffled(dealt.nonzero()[:, 0], schedule.generator)
             for minibatch in order.tensor_split(schedule.minibatches):
-                norms.append(_step(policy, optimizer, ascent(minibatch)))
+                # In order again, so that rows of a group are run together.
+                norms.append(_step(policy, optimizer, ascent(minibatch.sort().values)))
             done += 1
             if done == schedule.epochs or schedule.max_kl < math.inf:
                 new_logits = _logits(policy, batch, size)
@@ -190,7 +192,8 @@ def _logprobs(policy: nn.Module, batch: Trajectories) -> Float[Tensor, "M T"]:
     """Log-probabilities of the actions; the policy is run up to the longest row."""
     short = batch.trimmed()
     past = batch.mask.shape[1] - short.mask.shape[1]
-    return nn.functional.pad(action_logprobs(policy, short), (0, past))
+    logprobs = chosen_logprobs(run_once(policy, states(short)), short)
+    return nn.functional.pad(logprobs, (0, past))
 
 
 @torch.no_grad()
@@ -201,7 +204,7 @@ def _logits(
     parts = _parts(batch.lengths, size)
     found = []
     for part in parts:
-        logits = policy(states(batch.select(part).trimmed()))
+        logits = run_once(policy, states(batch.select(part).trimmed()))
         past = batch.mask.shape[1] - logits.shape[1]
         found.append(nn.functional.pad(logits, (0, 0, 0, past)))
     return torch.cat(found)[torch.cat([*parts]).argsort()]

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from rl_notes.divergences import kl_exact
@@ -95,6 +95,19 @@ def require_its_own(logits: Float[Tensor, "N T A"], trajectories: Trajectories) 
             "update it once: same weights, same temperature, no top-k or top-p, "
             "dropout off (`policy.eval()`)."
         )
+
+
+def run_once(
+    policy: nn.Module, observations: Shaped[Tensor, "N T ..."]
+) -> Float[Tensor, "N T A"]:
+    """The policy's logits; of rows that are alike one is run, and the others share it.
+
+    It changes nothing but time and rounding. The answers of a group are often the same,
+    word for word, the more so the surer the policy is.
+    """
+    kinds, kind = torch.unique(observations, dim=0, return_inverse=True)
+    logits: Tensor = policy(kinds)
+    return logits.index_select(0, kind)
 
 
 def shuffled(rows: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor, " N"]:

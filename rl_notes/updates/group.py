@@ -61,7 +61,8 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     minibatches. A row with nothing to climb, where every advantage is 0 and beta is
     too, or without a step, is never run through the policy. It costs nothing and
     changes nothing but the aggregate: there it stays as zeros, so that `aggregate`
-    divides by the same as ever.
+    divides by the same as ever. And of rows that are alike, as the answers of a group
+    often are, one is run for all of them.
 
     If an objective, a gradient or the policy that results is not finite, policy and
     optimizer are put back to what they were before the call, and ValueError is raised.

@@ -5,13 +5,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_notes.objectives import sum_over_constant
-from rl_notes.policies import action_logprobs, states
+from rl_notes.policies import chosen_logprobs, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
     UpdateStats,
     gradient_norm_of,
     movement,
     require_per_step,
+    run_once,
 )
 
 
@@ -33,8 +34,8 @@ def reinforce_update(
     require_per_step(advantages, trajectories)
     seen = states(trajectories)
     with torch.no_grad():
-        old_logits = policy(seen)
-    logprobs = action_logprobs(policy, trajectories)
+        old_logits = run_once(policy, seen)
+    logprobs = chosen_logprobs(run_once(policy, seen), trajectories)
     objective = sum_over_constant(
         logprobs * advantages, trajectories.mask, constant=len(advantages)
     )
@@ -43,7 +44,7 @@ def reinforce_update(
     gradient_norm = gradient_norm_of(policy)
     optimizer.step()
     with torch.no_grad():
-        new_logits = policy(seen)
+        new_logits = run_once(policy, seen)
     return UpdateStats(
         **movement(old_logits, new_logits, trajectories.mask),
         gradient_norm=gradient_norm,
