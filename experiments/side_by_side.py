@@ -68,7 +68,7 @@ MAZE: dict[str, dict[str, Any]] = {
 CRITIC_FIT = {"epochs": 10, "minibatches": 4}
 STEPS = 150_000  # of a robot
 MARKS = 30  # points of a robot's curve
-HORIZONS = {3: 15_000, 4: 40_000, 5: 80_000, 6: 150_000, 7: 250_000}  # steps by size
+HORIZONS = {3: 15_000, 4: 40_000, 5: 80_000, 6: 150_000, 7: 300_000}  # steps by size
 DISCOUNT = 0.95
 FAR = 0.99  # the discount where the horizon is asked about
 
