@@ -9,6 +9,8 @@ log-probabilities of the policy as it is and as it sampled, the advantages and t
 any such function can be the objective of `grpo_update`.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -215,6 +217,39 @@ def sum_over_constant(
     if constant <= 0:
         raise ValueError(f"constant must be positive, but it is {constant}.")
     return _masked(x, mask).sum() / constant
+
+
+def step_weights(
+    aggregate: Callable[[Tensor, Tensor], Tensor],
+    mask: Bool[Tensor, "N T"],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "N T"]:
+    """An aggregation written as one weight per step (loss aggregation).
+
+    aggregate(x, mask) = sum_n sum_t weights[n, t] x[n, t]
+
+    1 / (number of steps) for `mean_over_tokens`, 1 / (N L_n) for `mean_over_sequences`,
+    1 / constant for `sum_over_constant`, and 0 where the mask is False. So the gradient
+    of a minibatch is a sum over its rows, whose parts may be run one after the other.
+
+    The weights are the slope of the aggregation. One that is not linear, such as a
+    maximum or a product, has no such weights, and ValueError is raised.
+    """
+    ramp = torch.linspace(-1, 2, mask.numel(), dtype=dtype, device=mask.device)
+    slopes: list[Tensor] = []
+    for x in (ramp, 1 - ramp):  # the same at both if the aggregation is linear
+        at = x.view(mask.shape).requires_grad_()
+        with torch.enable_grad():
+            slopes += torch.autograd.grad(aggregate(at, mask), at)
+    weights, elsewhere = slopes
+    if not bool(((weights - elsewhere).abs() <= 1e-4 * weights.abs().max()).all()):
+        raise ValueError(
+            "aggregate must be linear in its first argument, a weighted sum over the "
+            "steps, such as `mean_over_tokens`. What this one gives a step depends on "
+            "the numbers in the steps."
+        )
+    return weights
 
 
 def value_loss(

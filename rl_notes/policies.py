@@ -9,6 +9,7 @@ rather than a random one, and the first errors that it learns from are the retur
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
@@ -198,19 +199,42 @@ def action_logprobs(
     is the log-probability of the whole answer or episode, given its start (sequence).
     The last observation s_T is left out: no action was taken there.
     """
-    return chosen_logprobs(policy(states(trajectories)), trajectories)
+    logits = forward_distinct(policy, states(trajectories))
+    return chosen_logprobs(logits, trajectories)
+
+
+def forward_distinct(
+    policy: Callable[[Tensor], Tensor], observations: Shaped[Tensor, "N T ..."]
+) -> Float[Tensor, "N T A"]:
+    """The policy's logits; of rows that are alike one is run, and the others share it.
+
+    It changes nothing but time and rounding. The answers of a group are often the same,
+    word for word, the more so the surer the policy is. Where no two rows are alike they
+    are run as they come. Logits in half precision are made float32, so that what is
+    computed from them does not round twice.
+    """
+    kinds, kind = torch.unique(observations, dim=0, return_inverse=True)
+    alike = len(kinds) < len(observations)
+    logits = policy(kinds) if alike else policy(observations)
+    if torch.finfo(logits.dtype).bits < 32:
+        logits = logits.float()
+    return logits.index_select(0, kind) if alike else logits
 
 
 def chosen_logprobs(
-    logits: Float[Tensor, "N T A"], trajectories: Trajectories
+    logits: Float[Tensor, "N K A"], trajectories: Trajectories
 ) -> Float[Tensor, "N T"]:
     """Log-probability of every stored action under these logits, 0 where not masked.
 
-    What `action_logprobs` is made of, for whoever needs the logits as well.
+    What `action_logprobs` is made of, for whoever needs the logits as well. They may
+    end with the longest row, at column K <= T.
     """
     # What is stored beyond the mask need not be a valid action: gather must not see it.
     actions = torch.where(trajectories.mask, trajectories.actions, 0)
-    logprobs = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+    actions = actions[:, : logits.shape[1], None]
+    logprobs = logits.log_softmax(-1).gather(-1, actions)[..., 0]
+    past = trajectories.mask.shape[1] - logits.shape[1]
+    logprobs = nn.functional.pad(logprobs, (0, past))
     return torch.where(trajectories.mask, logprobs, 0)
 
 

@@ -1,6 +1,7 @@
 """The one data type that rollouts produce and updates consume."""
 
 import math
+from copy import copy
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -74,8 +75,8 @@ class Trajectories:
 
     def select(self, rows: Int[Tensor, " M"]) -> "Trajectories":
         """The given rows, in the given order. T stays as it is."""
-        return Trajectories(
-            **{f.name: getattr(self, f.name)[rows] for f in fields(self)}
+        return _slices(
+            self, {f.name: getattr(self, f.name)[rows] for f in fields(self)}
         )
 
     def trimmed(self) -> "Trajectories":
@@ -87,7 +88,14 @@ class Trajectories:
             for f in fields(self)
             if f.name != "groups"
         }
-        return replace(self, **columns)
+        return _slices(self, columns)
+
+
+def _slices(whole: Trajectories, tensors: dict[str, Tensor]) -> Trajectories:
+    """Slices of trajectories, which were checked when they were made, and not again."""
+    part = copy(whole)
+    vars(part).update(tensors)
+    return part
 
 
 def with_scores(

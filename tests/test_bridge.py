@@ -23,6 +23,7 @@ from batches import seeded
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import SyncVectorEnv
 from language_models import exact
+from small_policies import its_own
 from torch import nn
 
 from rl_notes.advantages import returns_to_go
@@ -211,6 +212,7 @@ def one_row(answer):
 def estimate(policy, batch, advantages):
     """The gradient that `reinforce_update` climbs; the weights stay as they are."""
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    batch = its_own(policy, batch)
     advantages = torch.as_tensor(advantages, dtype=torch.float64)
     reinforce_update(policy, optimizer, batch, advantages[:, None] * batch.mask)
     return -flat([weight.grad for weight in policy.parameters()])

@@ -22,7 +22,6 @@ from small_policies import (
 )
 
 from rl_notes import updates
-from rl_notes.advantages import leave_one_out, per_step
 from rl_notes.divergences import k1, k3
 from rl_notes.objectives import (
     cispo,
@@ -253,8 +252,8 @@ def test_a_row_without_advantage_costs_nothing():
     advantages[1], advantages[3] = 1, -1
     policy.asked = ()
     stats = climb(policy, batch, advantages, micro_batch=1)
-    # Before, in the epoch, and after.
-    assert policy.asked == [(1, 3), (1, 5)] * 3
+    # In the epoch, and after.
+    assert policy.asked == [(1, 3), (1, 5)] * 2
     assert stats.rows == 2
     policy.asked = ()
     reference = reference_for(policy, batch)
@@ -262,7 +261,7 @@ def test_a_row_without_advantage_costs_nothing():
     policy.asked = ()
     paid = {"reference_logprobs": reference, "beta": 0.1}
     stats = climb(policy, batch, advantages, **paid)
-    assert policy.asked == [(7, 9)] * 3  # what leaves the reference costs
+    assert policy.asked == [(7, 9)] * 2  # what leaves the reference costs
     assert stats.rows == 7
 
 
@@ -275,11 +274,11 @@ def test_rows_that_saw_the_same_are_run_once(seed):
     batch, advantages = its_own(policy, batch), random_like(batch)
     policy.asked = ()
     climb(policy, batch, advantages, seed=seed)
-    assert policy.asked == [(3, 6)] * 3
+    assert policy.asked == [(3, 6)] * 2
     policy.asked, batch = (), its_own(policy, batch)
     policy.asked = ()
     climb(policy, batch, advantages, micro_batch=2, seed=seed)
-    assert policy.asked == [(1, 3), (2, 4), (1, 6)] * 3
+    assert policy.asked == [(1, 3), (2, 4), (1, 6)] * 2
 
 
 @every_policy
@@ -400,20 +399,24 @@ def test_parts_add_up_for_every_objective_and_policy(kind, objective, aggregate)
         assert astuple(stats) == pytest.approx(astuple(ends[0][1]), abs=1e-10)
 
 
-def mean_of_the_part(aggregate, x, place, mask):
-    """Each micro-batch by its own mean, weighed by its share of the rows."""
-    return aggregate(x, mask[place]) * len(place) / len(mask)
+def largest(x, mask):
+    return torch.where(mask, x, -math.inf).max()
 
 
-def sum_of_the_means(aggregate, x, place, mask):
-    return aggregate(x, mask[place])
+def squared(x, mask):
+    return mean_over_tokens(x**2, mask)
 
 
-@pytest.mark.parametrize("broken", [mean_of_the_part, sum_of_the_means])
-def test_a_mean_per_micro_batch_is_refused(broken, monkeypatch):
-    monkeypatch.setattr(updates._climb, "_share", broken)
-    with pytest.raises(AssertionError):
-        check_parts()
+def standardised(x, mask):
+    """The mean over the steps, in units of their spread."""
+    return mean_over_tokens(x, mask) / x[mask].std()
+
+
+@pytest.mark.parametrize("aggregate", [largest, squared, standardised])
+def test_an_aggregation_that_is_not_linear_is_refused(aggregate):
+    policy, batch = small("table")
+    message = "aggregate must be linear"
+    assert_refused(message, policy, batch, random_like(batch), aggregate=aggregate)
 
 
 # What must not matter
@@ -500,20 +503,11 @@ def assert_refused(message, policy, batch, advantages, **options):
     assert same_bits(policy, before)
 
 
-@pytest.mark.usefixtures("as_a_reader_runs_it")
-def test_an_advantage_for_each_step_is_needed():
-    policy, batch = small("table")
-    scores = torch.tensor([0.0, 1, 0, 1]).double()
-    advantages = leave_one_out(scores, torch.tensor([0, 0, 1, 1]))
-    assert_refused("^advantages has shape", policy, batch, advantages)
-    climb(policy, batch, per_step(advantages, batch.mask))
-
-
 @pytest.mark.parametrize(
     ("message", "wrong"),
     [
         ("epochs must be at least 1, but it is 0", {"epochs": 0}),
-        ("minibatches=5, .*number of rows: 4", {"minibatches": 5}),
+        ("minibatches=5, .*number of rows .*: 4", {"minibatches": 5}),
         ("micro_batch must be at least 1, but it is 0", {"micro_batch": 0}),
         ("beta is 0.1, but there are no reference_logprobs", {"beta": 0.1}),
         ("beta must be a number from 0 up, but it is -1", {"beta": -1.0}),
@@ -535,32 +529,3 @@ def test_one_finite_number_of_the_reference_per_step_is_needed():
     paid["reference_logprobs"] = torch.full_like(batch.logprobs, -math.inf)
     message = "^reference_logprobs holds a value that is not finite"
     assert_refused(message, policy, batch, random_like(batch), **paid)
-
-
-def test_a_batch_without_a_step_is_refused():
-    policy = TabularPolicy(5, 3).double()
-    batch = random_batch([0, 0], steps=3)
-    assert_refused("no step at all", policy, batch, torch.zeros(2, 3).double())
-
-
-def test_a_batch_of_another_policy_is_refused():
-    policy, batch = small("table")
-    climb(policy, batch, random_like(batch))
-    message = "other log-probabilities than those stored"
-    assert_refused(message, policy, batch, random_like(batch))
-
-
-def test_an_update_that_diverges_leaves_policy_and_optimizer_as_they_were():
-    (policy, batch), (twin, _) = small("table"), small("table")
-    made, rival = adam(policy), adam(twin)
-    advantages = random_like(batch)
-    climb(policy, batch, advantages, optimizer=made)
-    climb(twin, batch, advantages, optimizer=rival)
-    batch = its_own(policy, batch)
-    made.param_groups[0]["lr"] = 1e308
-    message = "not finite|KL.* is nan"
-    assert_refused(message, policy, batch, advantages, optimizer=made, epochs=3)
-    made.param_groups[0]["lr"] = 0.1
-    climb(policy, batch, advantages, optimizer=made)
-    climb(twin, batch, advantages, optimizer=rival)
-    assert same_bits(policy, bits(twin))

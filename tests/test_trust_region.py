@@ -14,12 +14,8 @@ from small_policies import (
     every_policy,
     its_own,
     random_like,
-    regrouped,
     same_bits,
-    shuffled,
     small,
-    spoilt,
-    wider,
 )
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -868,12 +864,6 @@ def assert_the_same_update(kind, change):
     assert astuple(others) == pytest.approx(astuple(stats), abs=1e-9)
 
 
-@every_policy
-@pytest.mark.parametrize("change", [shuffled, wider, regrouped, spoilt])
-def test_what_must_not_matter(kind, change):
-    assert_the_same_update(kind, change)
-
-
 @pytest.mark.parametrize("kind", ["table", "network"])
 def test_single_precision_agrees_with_double(kind):
     single, batch = small(kind, torch.float32)
@@ -927,14 +917,6 @@ def assert_refused(policy, batch, advantages, match, **options):
     assert same_bits(policy, before)
 
 
-def test_an_advantage_for_each_step_is_needed(as_a_reader_runs_it):
-    policy, batch = small("table")
-    advantages = random_like(batch)
-    assert_refused(policy, batch, advantages[0], "^advantages has shape")
-    advantages[0, 0] = math.nan
-    assert_refused(policy, batch, advantages, "advantages holds a value that is not")
-
-
 @pytest.mark.parametrize("max_kl", [0.0, -0.1, math.nan, math.inf])
 def test_a_region_needs_a_size(max_kl):
     policy, batch = small("table")
@@ -949,21 +931,12 @@ def test_at_least_one_try_is_needed(wrong):
     assert_refused(policy, batch, random_like(batch), message, **wrong)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_policy_of_nan_is_refused(value):
-    policy, batch = small("table")
-    with torch.no_grad():
-        policy.logits[:, 1] = value
-    message = "gradient is not finite, so no step was taken"
-    assert_refused(policy, batch, random_like(batch), message)
-
-
 def test_a_batch_of_another_policy_is_refused():
     policy, batch = small("table")
     advantages = random_like(batch)
     stats = trpo_update(policy, batch, advantages, max_kl=0.01, damping=0.1)
     assert stats.accepted
-    message = "other log-probabilities than those stored.*Sample with this very policy"
+    message = "other log-probabilities than those stored.*sample anew after each update"
     assert_refused(policy, batch, advantages, message)  # a second update of one batch
 
     policy, batch = small("transformer")

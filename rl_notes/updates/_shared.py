@@ -1,4 +1,7 @@
-"""What the updates share: their records, their checks, and how steps are taken."""
+"""What the updates share: the record of what one did, what they refuse, all or nothing.
+
+The loop itself is `ascend`, in `rl_notes.updates.group`.
+"""
 
 import math
 from collections.abc import Iterator
@@ -7,12 +10,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rl_notes.divergences import kl_exact
-from rl_notes.objectives import mean_over_tokens
-from rl_notes.policies import chosen_logprobs, entropy
 from rl_notes.trajectories import Trajectories
 
 
@@ -24,27 +24,13 @@ class UpdateStats:
         kl_mean: KL(old || new), mean over the steps, in nats.
         kl_max: KL(old || new) at the state that moved most, in nats.
         entropy: Entropy of the new policy, mean over the steps, in nats.
-        gradient_norm: Euclidean norm of the gradient.
+        gradient_norm: Euclidean norm of the gradient, before `max_norm` clips it.
     """
 
     kl_mean: float
     kl_max: float
     entropy: float
     gradient_norm: float
-
-
-def movement(
-    old_logits: Float[Tensor, "N T A"],
-    new_logits: Float[Tensor, "N T A"],
-    mask: Bool[Tensor, "N T"],
-) -> dict[str, float]:
-    """How far the policy moved, and its entropy now, for `UpdateStats`."""
-    kl = kl_exact(old_logits, new_logits)
-    return {
-        "kl_mean": float(mean_over_tokens(kl, mask)),
-        "kl_max": float(kl[mask].max()),
-        "entropy": float(mean_over_tokens(entropy(new_logits), mask)),
-    }
 
 
 def require_per_step(
@@ -62,85 +48,149 @@ def require_per_step(
         raise ValueError(f"{name} holds a value that is not finite.")
 
 
-def require_epochs(
+def require_update(  # noqa: PLR0913 (most are numbers)
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    name: str = "policy",
     epochs: int,
     minibatches: int,
     rows: int,
-    *,
-    rows_are: str = "rows that have a step",
+    micro_batch: int | None = None,
+    max_norm: float | int = math.inf,
+    max_kl: float | int = math.inf,
 ) -> None:
-    """Raise unless there is an epoch, and a row for each minibatch."""
+    """Raise unless steps of the optimizer can change the module, and each has a row."""
+    if rows == 0:
+        raise ValueError("The mask selects no step at all, so there is no update.")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
     if not 1 <= minibatches <= rows:
         raise ValueError(
             f"minibatches={minibatches}, but it must lie between 1 and the number of "
-            f"{rows_are}: {rows}."
+            f"rows that are dealt out to them: {rows}."
+        )
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch must be at least 1, but it is {micro_batch}.")
+    for limit, of in ((max_norm, "max_norm"), (max_kl, "max_kl")):
+        if not limit > 0:
+            raise ValueError(
+                f"{of} must be positive, or inf for no limit, but it is {limit}."
+            )
+    require_optimizer(module, optimizer, name=name)
+
+
+def require_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str = "policy"
+) -> None:
+    """Raise unless the optimizer moves a weight of this very module."""
+    weights = {id(w) for w in module.parameters() if w.requires_grad}
+    held = {id(w) for group in optimizer.param_groups for w in group["params"]}
+    if not weights:
+        raise ValueError(
+            f"The {name} has no weight that requires a gradient, so nothing can be "
+            "trained. Set `requires_grad_(True)` on what is to learn."
+        )
+    if not weights & held:
+        raise ValueError(
+            f"The optimizer holds none of the {name}'s weights, so no step of it would "
+            f"change the {name}. Make it anew from this very {name}'s parameters(): a "
+            "copy, or one that was loaded again, has weights of its own."
         )
 
 
-def require_its_own(logits: Float[Tensor, "N T A"], trajectories: Trajectories) -> None:
-    """Raise unless a policy with these logits sampled the trajectories."""
-    difference = chosen_logprobs(logits, trajectories) - trajectories.logprobs
-    found = float(mean_over_tokens(difference.abs(), trajectories.mask))
-    # Sampled with a cache and scored without, half precision differs by its epsilon
-    # times the size of the logits.
-    epsilon = torch.finfo(logits.dtype).eps
+def require_its_own(
+    policy: nn.Module,
+    logprobs: Float[Tensor, "M T"],
+    trajectories: Trajectories,
+    rows: Int[Tensor, " M"] | None = None,
+) -> None:
+    """Raise unless the policy, which gives these log-probabilities, has sampled.
+
+    They are given for all rows, or for those that are named.
+    """
+    rows = torch.arange(len(logprobs), device=logprobs.device) if rows is None else rows
+    mask = trajectories.mask[rows]
+    difference = (logprobs.detach() - trajectories.logprobs[rows]).abs()
+    difference = torch.where(mask, difference, 0)
+    found = float(difference.sum() / mask.sum())
+    if not math.isfinite(found):
+        broken = int((~torch.isfinite(difference)).any(dim=1).nonzero()[0, 0])
+        raise ValueError(
+            "The policy gives stored actions log-probabilities that are not finite, "
+            f"first in row {int(rows[broken])}: its weights or its logits are not "
+            "finite, or it excludes an action that was taken."
+        )
+    # Sampled with a cache and scored without, a policy in half precision differs by its
+    # epsilon times the size of the logits.
+    formats = [w.dtype for w in policy.parameters() if w.is_floating_point()]
+    epsilon = max(torch.finfo(dtype).eps for dtype in [logprobs.dtype, *formats])
     allowed = max(1e-3, math.sqrt(epsilon) if epsilon > 1e-4 else 0.0)
     if not found <= allowed:
+        per_row = difference.amax(dim=1)
+        most = int(per_row.argmax())
         raise ValueError(
             "The policy gives the stored actions other log-probabilities than those "
-            f"stored with them: they differ by {found:.3g} in the mean, and "
-            f"{allowed:.3g} is allowed for rounding. Sample with this very policy and "
-            "update it once: same weights, same temperature, no top-k or top-p, "
-            "dropout off (`policy.eval()`)."
+            f"stored with them: they differ by {found:.3g} in the mean, where "
+            f"{allowed:.3g} is allowed for rounding, and most in row "
+            f"{int(rows[most])}, by {float(per_row[most]):.3g}. In the order of how "
+            "often it is the cause: the policy has been updated since it sampled "
+            "(sample anew after each update); its temperature is another one; dropout "
+            "is on (`policy.eval()`); it is another policy, or other weights; the "
+            "sampler cut the distribution (top-k, top-p) or ran in another precision."
         )
-
-
-def run_once(
-    policy: nn.Module, observations: Shaped[Tensor, "N T ..."]
-) -> Float[Tensor, "N T A"]:
-    """The policy's logits; of rows that are alike one is run, and the others share it.
-
-    It changes nothing but time and rounding. The answers of a group are often the same,
-    word for word, the more so the surer the policy is.
-    """
-    kinds, kind = torch.unique(observations, dim=0, return_inverse=True)
-    logits: Tensor = policy(kinds)
-    return logits.index_select(0, kind)
-
-
-def shuffled(rows: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor, " N"]:
-    """The same rows in random order."""
-    order = torch.randperm(len(rows), generator=generator, device=generator.device)
-    return rows[order.to(rows.device)]
 
 
 @contextmanager
 def all_or_nothing(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[None]:
-    """Put both back to what they were if ValueError is raised inside."""
-    before = deepcopy((module.state_dict(), optimizer.state_dict()))
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Put all three back if anything is raised inside, the stop button included.
+
+    Given are the trained weights as they were. Of the module only these and its
+    buffers are copied: nothing else can change.
+    """
+    trained = {n: w for n, w in module.named_parameters() if w.requires_grad}
+    weights = {name: weight.detach().clone() for name, weight in trained.items()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    state = deepcopy(optimizer.state_dict())
+    drawn = None if generator is None else generator.get_state()
     try:
-        yield
-    except ValueError:
-        module.load_state_dict(before[0])
-        optimizer.load_state_dict(before[1])
+        yield weights
+    except BaseException:
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(weights[name])
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+        optimizer.load_state_dict(state)
+        if generator is not None and drawn is not None:
+            generator.set_state(drawn)
         raise
 
 
-def gradient_norm_of(policy: nn.Module) -> float:
-    """Euclidean norm of all gradients together; refuse to step along NaN."""
-    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    return finite(float(torch.stack([g.norm() for g in gradients]).norm()))
+def shuffled(
+    dealt: Bool[Tensor, " N"], generator: torch.Generator
+) -> Int[Tensor, " M"]:
+    """The indices of the rows that are dealt out, in random order."""
+    rows = dealt.nonzero()[:, 0]
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return rows[order.to(rows.device)]
+
+
+def clip_gradient(module: nn.Module, max_norm: float | int) -> float:
+    """Scale all gradients together to this norm at most; return what the norm was."""
+    return finite(float(nn.utils.clip_grad_norm_(module.parameters(), max_norm)))
 
 
 def finite(norm: float) -> float:
     """The norm of a gradient; refuse one to step along NaN."""
     if not math.isfinite(norm):
         raise ValueError(
-            "The gradient is not finite, so no step was taken. Look for infinite "
-            "logits, values or advantages."
+            "The objective or its gradient is not finite, so nothing was changed. Look "
+            "for infinite logits, values or advantages, and try a smaller learning "
+            "rate, or fewer epochs."
         )
     return norm

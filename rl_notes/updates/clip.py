@@ -1,6 +1,7 @@
 """PPO: epochs of minibatches up to the clip."""
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.trajectories import Trajectories
-from rl_notes.updates._climb import ClipStats, Schedule, climb, report
-from rl_notes.updates._shared import require_epochs, require_per_step
+from rl_notes.updates.group import ClipStats, ascend
 
 
 def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
@@ -25,6 +25,7 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     generator: torch.Generator,
     max_kl: float | int = math.inf,
     micro_batch: int | None = None,
+    max_norm: float | int = math.inf,
 ) -> ClipStats:
     """One update of PPO, Schulman et al. (2017): several epochs up the (clip).
 
@@ -40,8 +41,9 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     trajectories: in all epochs the same. The advantages are taken as they are, and
     nothing is normalised. There is no value function here: `fit_value` fits it.
 
-    If an objective, a gradient or the policy that results is not finite, policy and
-    optimizer are put back to what they were before the call, and ValueError is raised.
+    Whatever is raised, by an objective or a gradient that is not finite or by the stop
+    button, policy, optimizer and generator are put back to what they were before the
+    call, and the same call can be made again.
 
     Args:
         policy: The very policy that sampled the trajectories, checked as by
@@ -58,38 +60,27 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
             batch, is above this. A brake and not a bound: the epoch that went too far
             is kept. To look costs one forward pass over the batch after each epoch.
         micro_batch: How many rows to run the policy on at a time, those of like length
-            together. It saves memory, and where lengths differ the time that padding
-            takes. It changes nothing but rounding: the parts of a minibatch add up.
-            None runs a minibatch at once.
+            together. It bounds the memory, and where lengths differ saves the time that
+            padding takes. It changes nothing but rounding: the parts of a minibatch add
+            up. None runs a minibatch at once.
+        max_norm: The gradient of a minibatch is scaled to this norm at most (gradient
+            clipping).
     """
-    require_per_step(advantages, trajectories)
-    old, mask, advantages = (
-        trajectories.logprobs,
-        trajectories.mask,
-        advantages.detach(),
-    )
-
-    def objective(new: Tensor, rows: Tensor) -> Tensor:
-        """The (clip) of these rows."""
-        return token_clip(
-            new,
-            old[rows],
-            advantages[rows],
-            mask[rows],
-            clip_low=clip_low,
-            clip_high=clip_high,
-        )
-
-    with_a_step = mask.any(dim=1)
-    require_epochs(epochs, minibatches, int(with_a_step.sum()))
-    climbed = climb(
+    with_a_step = trajectories.mask.any(dim=1)
+    found = ascend(
         policy,
         optimizer,
         trajectories,
-        objective,
+        advantages,
+        objective=partial(token_clip, clip_low=clip_low, clip_high=clip_high),
         aggregate=mean_over_tokens,
         dealt=with_a_step,
         live=with_a_step,
-        schedule=Schedule(epochs, minibatches, generator, micro_batch, max_kl),
+        epochs=epochs,
+        minibatches=minibatches,
+        generator=generator,
+        micro_batch=micro_batch,
+        max_norm=max_norm,
+        max_kl=max_kl,
     )
-    return ClipStats(**report(climbed, objective, advantages))
+    return ClipStats(**found)

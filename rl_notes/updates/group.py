@@ -1,21 +1,60 @@
-"""GRPO: the clip without a value function, and the family that came from it."""
+"""GRPO, and the loop up an objective that REINFORCE, PPO and GRPO share: `ascend`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from rl_notes.divergences import k3
-from rl_notes.objectives import mean_over_sequences
+from rl_notes.divergences import k3, kl_exact
+from rl_notes.objectives import importance_ratio, mean_over_sequences, step_weights
+from rl_notes.policies import chosen_logprobs, entropy, forward_distinct, states
 from rl_notes.trajectories import Trajectories
-from rl_notes.updates._climb import Aggregation, ClipStats, Schedule, climb, report
-from rl_notes.updates._shared import require_epochs, require_per_step
+from rl_notes.updates._shared import (
+    UpdateStats,
+    all_or_nothing,
+    clip_gradient,
+    require_its_own,
+    require_per_step,
+    require_update,
+    shuffled,
+)
 
 # Of (new_logprobs, old_logprobs, advantages, mask), all [M, T]: one number per step.
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# Of one number per step and the mask: a scalar, linear in the first.
+Aggregation = Callable[[Tensor, Tensor], Tensor]
+# The old policy's logits are kept from the first pass until they are so many numbers,
+# 64 MB in float32. Those of the other rows are computed again when they are needed.
+KEPT = 2**24
+# So many logits are compared at a time: few enough to stay in a processor's cache.
+COMPARED = 2**17
+
+
+@dataclass(frozen=True)
+class ClipStats(UpdateStats):
+    """What one update by PPO did, measured after its last step, on all steps.
+
+    The gradient alone is that of the minibatches: its norm is the mean over them.
+
+    Attributes:
+        clip_fraction: Share of the steps at which the clip holds: the advantage is not
+            zero, and the objective has no gradient all the same.
+        ratio_min: Smallest (ratio) of the new policy to the one that sampled.
+        ratio_max: Largest. Neither is bounded by the clip.
+        epochs: How many were done.
+    """
+
+    clip_fraction: float
+    ratio_min: float
+    ratio_max: float
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +84,7 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     reference_logprobs: Float[Tensor, "N T"] | None = None,
     beta: float | int = 0.0,
     micro_batch: int | None = None,
+    max_norm: float | int = math.inf,
 ) -> GroupStats:
     """One update of GRPO, Shao et al. (2024, https://arxiv.org/abs/2402.03300) (grpo).
 
@@ -64,15 +104,17 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     divides by the same as ever. And of rows that are alike, as the answers of a group
     often are, one is run for all of them.
 
-    If an objective, a gradient or the policy that results is not finite, policy and
-    optimizer are put back to what they were before the call, and ValueError is raised.
+    Whatever is raised, by an objective or a gradient that is not finite or by the stop
+    button, policy, optimizer and generator are put back to what they were before the
+    call, and the same call can be made again.
 
     Args:
         policy: The very policy that sampled the trajectories, checked as by
             `trpo_update`. Dropout or batch normalisation must be in eval mode.
         optimizer: Of the policy's parameters.
         trajectories: What the policy did.
-        advantages: One finite number per step.
+        advantages: One finite number per step. They are constants: no gradient flows
+            into them.
         objective: One number per step, from the log-probabilities of the policy as it
             is, those stored by the policy that sampled, the advantages and the mask,
             such as `partial(token_clip, clip_low=0.2, clip_high=0.2)`.
@@ -85,53 +127,238 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
             such as `action_logprobs(reference, trajectories)`. Needed if beta is not 0.
         beta: What one nat of (k3) costs.
         micro_batch: How many rows to run the policy on at a time, those of like length
-            together. It saves memory, and where lengths differ the time that padding
-            takes. It changes nothing but rounding: the parts of a minibatch add up to
-            its aggregate. None runs a minibatch at once.
+            together. It bounds the memory, and where lengths differ saves the time that
+            padding takes. It changes nothing but rounding: the parts of a minibatch add
+            up to its aggregate. None runs a minibatch at once.
+        max_norm: The gradient of a minibatch is scaled to this norm at most (gradient
+            clipping).
     """
+    _require_reference(trajectories, reference_logprobs, beta)
     require_per_step(advantages, trajectories)
-    reference = _reference(trajectories, reference_logprobs, beta)
-    old, mask, advantages = (
-        trajectories.logprobs,
-        trajectories.mask,
-        advantages.detach(),
-    )
-
-    def surrogate(new: Tensor, rows: Tensor) -> Tensor:
-        """The objective of these rows, without the reference."""
-        return objective(new, old[rows], advantages[rows], mask[rows])
-
-    def penalised(new: Tensor, rows: Tensor) -> Tensor:
-        return surrogate(new, rows) - beta * k3(new, reference[rows])
-
-    live = _live(advantages, mask, beta)
-    require_epochs(epochs, minibatches, len(mask), rows_are="rows")
-    climbed = climb(
+    mask = trajectories.mask
+    live = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
+    found = ascend(
         policy,
         optimizer,
         trajectories,
-        penalised if beta else surrogate,
+        advantages,
+        objective=objective,
         aggregate=aggregate,
+        epochs=epochs,
+        minibatches=minibatches,
+        generator=generator,
         dealt=torch.ones_like(live),
         live=live,
-        schedule=Schedule(epochs, minibatches, generator, micro_batch),
+        reference_logprobs=reference_logprobs,
+        beta=beta,
+        micro_batch=micro_batch,
+        max_norm=max_norm,
     )
-    return GroupStats(**report(climbed, surrogate, advantages), rows=int(live.sum()))
+    return GroupStats(**found, rows=int(live.sum()))
 
 
-def _live(
-    advantages: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], beta: float | int
-) -> Bool[Tensor, " N"]:
-    """The rows with something to climb; refuse a batch without a single step."""
-    if not bool(mask.any()):
-        raise ValueError("The mask selects no step at all, so there is no update.")
-    return (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
+def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    trajectories: Trajectories,
+    advantages: Float[Tensor, "N T"],
+    *,
+    objective: Objective,
+    aggregate: Aggregation,
+    dealt: Bool[Tensor, " N"],
+    live: Bool[Tensor, " N"],
+    epochs: int,
+    minibatches: int,
+    generator: torch.Generator,
+    reference_logprobs: Float[Tensor, "N T"] | None = None,
+    beta: float | int = 0.0,
+    micro_batch: int | None = None,
+    max_norm: float | int = math.inf,
+    max_kl: float | int = math.inf,
+) -> dict[str, Any]:
+    """Minibatch gradient ascent on an aggregated objective: all of it, or nothing.
+
+    For each minibatch of each epoch one step is taken up the gradient of
+
+    sum_n sum_t w[n, t] (objective[n, t] - beta k3[n, t])
+
+    where w are the `step_weights` of the aggregation over the whole minibatch. As this
+    is a sum over rows, they are run in parts, and those with nothing to climb, where
+    `live` is False, not at all. The rows that are `dealt` make up the minibatches.
+
+    Returns:
+        What `ClipStats` holds, measured on the live rows, or if there is none on all
+        that have a step.
+    """
+    require_per_step(advantages, trajectories)
+    require_update(
+        policy,
+        optimizer,
+        epochs=epochs,
+        minibatches=minibatches,
+        rows=int(dealt.sum()) if bool(trajectories.mask.any()) else 0,
+        micro_batch=micro_batch,
+        max_norm=max_norm,
+        max_kl=max_kl,
+    )
+    old, mask, lengths = trajectories.logprobs, trajectories.mask, trajectories.lengths
+    seen, advantages = states(trajectories), advantages.detach()
+    kept: list[Tensor] = []  # the old policy's logits, part by part, while they are few
+    norms: list[float] = []
+    size = micro_batch or len(mask)
+
+    def climb(rows: Int[Tensor, " M"]) -> None:
+        """One step of the optimizer up the aggregate of a minibatch."""
+        weights = torch.zeros_like(old)
+        optimizer.zero_grad()
+        policy.zero_grad()
+        if bool(live[rows].any()):
+            weights[rows] = step_weights(aggregate, mask[rows], dtype=old.dtype)
+        else:  # a gradient of zero is a step too: momentum goes on
+            _zero_gradient(policy)
+        for part in _parts(rows[live[rows]], lengths, size):
+            logits = forward_distinct(policy, seen[part, : int(lengths[part].max())])
+            new = chosen_logprobs(logits, trajectories.select(part))
+            if not norms:  # no step was taken yet: this is the policy that sampled
+                require_its_own(policy, new, trajectories, part)
+            if not norms and minibatches == 1 and sum(k.numel() for k in kept) < KEPT:
+                kept.append(logits.detach())
+            x = objective(new, old[part], advantages[part], mask[part])
+            if reference_logprobs is not None and beta > 0:
+                x = x - beta * k3(new, reference_logprobs[part].detach())
+            climbed = (weights[part] * torch.where(mask[part], x, 0)).sum()
+            (-climbed).backward()  # type: ignore[no-untyped-call]
+        norms.append(clip_gradient(policy, max_norm))
+        optimizer.step()
+
+    held = partial(_held, objective, trajectories, advantages)
+    scored = live if bool(live.any()) else mask.any(dim=1)
+    measured = _parts(scored.nonzero()[:, 0], lengths, size)
+    done, found = 0, {"kl_mean": 0.0}
+    with all_or_nothing(policy, optimizer, generator) as before:
+        while done < epochs and found["kl_mean"] <= max_kl:
+            for rows in shuffled(dealt, generator).tensor_split(minibatches):
+                climb(rows.sort().values)  # in order again: a group's rows together
+            done += 1
+            if done == epochs or max_kl < math.inf:
+                found = _measured(policy, before, trajectories, measured, kept, held)
+    return {**found, "gradient_norm": sum(norms) / len(norms), "epochs": done}
 
 
-def _reference(
+def _parts(
+    rows: Int[Tensor, " M"], lengths: Int[Tensor, " N"], size: int
+) -> Sequence[Int[Tensor, " K"]]:
+    """The rows in order of length, `size` of them at a time."""
+    by_length = rows[lengths[rows].argsort(stable=True)]
+    return torch.split(by_length, size) if len(rows) else []
+
+
+def _zero_gradient(policy: nn.Module) -> None:
+    """A gradient of zero for every weight that is trained."""
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+
+
+@torch.no_grad()
+def _measured(
+    policy: nn.Module,
+    before: dict[str, Tensor],
+    trajectories: Trajectories,
+    parts: Sequence[Int[Tensor, " K"]],
+    kept: Sequence[Float[Tensor, "K L A"]],
+    held: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, float]:
+    """How far the policy has moved from the one it was, added up part by part.
+
+    In the first parts the old policy's logits are `kept`. In the others its weights,
+    `before`, are put into the policy for one more look.
+    """
+    found: list[tuple[Tensor, ...]] = []  # of each part: one number per step
+    for part, known in zip_longest(parts, kept):
+        rows = trajectories.select(part)
+        seen = states(rows.trimmed())
+        logits, old_logits = forward_distinct(policy, seen), known
+        if known is None:
+            there = partial(functional_call, policy, before)
+            old_logits = forward_distinct(there, seen)
+        kl, bits, new, old = _compared(old_logits, logits, rows)
+        require_its_own(policy, old, trajectories, part)
+        ratio, flat = importance_ratio(new, rows.logprobs), held(part, new)
+        found.append((kl, bits, ratio[rows.mask], flat[rows.mask].double()))
+    kl, bits, ratio, flat = (torch.cat(x) for x in zip(*found, strict=True))
+    if not bool(torch.isfinite(kl).all()):
+        raise ValueError(
+            f"After the epoch KL(old || new) is {float(kl.mean())}, so the policy was "
+            "left as it was. Try a smaller learning rate."
+        )
+    return {
+        "kl_mean": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "entropy": float(bits.mean()),
+        "clip_fraction": float(flat.mean()),
+        "ratio_min": float(ratio.min()),
+        "ratio_max": float(ratio.max()),
+    }
+
+
+def _compared(
+    old_logits: Float[Tensor, "K L A"],
+    new_logits: Float[Tensor, "K L A"],
+    rows: Trajectories,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `kl_exact`, `entropy` and `chosen_logprobs` say of the steps of these rows.
+
+    In a large vocabulary that would cost more than to run the policy. So they share two
+    softmaxes here, of as few positions at a time as stay in the processor's cache.
+
+    Returns:
+        KL(old || new) and the entropy of the new policy, one number per step, [S]; the
+        log-probabilities of the actions, new and old, [K, T].
+    """
+    length, few = new_logits.shape[1], max(1, COMPARED // new_logits.shape[-1])
+    inside = rows.mask[:, :length].flatten()
+    actions = torch.where(rows.mask, rows.actions, 0)[:, :length].reshape(-1, 1)
+    found = []
+    for x, y, taken, here in zip(
+        torch.split(old_logits.flatten(0, 1), few),
+        torch.split(new_logits.flatten(0, 1), few),
+        torch.split(actions, few),
+        torch.split(inside, few),
+        strict=True,
+    ):
+        p, q = x.log_softmax(-1), y.log_softmax(-1)
+        kl, bits = (p.exp() * (p - q)).sum(-1), -(q.exp() * q).sum(-1)
+        if not bool(torch.isfinite(kl + bits).all()):  # where an action is impossible
+            kl, bits = kl_exact(p, q), entropy(q)
+        new, old = q.gather(-1, taken)[:, 0], p.gather(-1, taken)[:, 0]
+        found.append([number[here] for number in (kl, bits, new, old)])
+    kl, bits, *chosen = (torch.cat(x) for x in zip(*found, strict=True))
+    empty = torch.zeros(rows.mask.shape, dtype=kl.dtype, device=kl.device)
+    new, old = (empty.masked_scatter(rows.mask, x) for x in chosen)
+    return kl, bits, new, old
+
+
+def _held(
+    objective: Objective,
+    trajectories: Trajectories,
+    advantages: Float[Tensor, "N T"],
+    part: Int[Tensor, " K"],
+    new_logprobs: Float[Tensor, "K T"],
+) -> Bool[Tensor, "K T"]:
+    """Where the objective of these rows is flat in spite of an advantage."""
+    old, mask = trajectories.logprobs[part], trajectories.mask[part]
+    new = new_logprobs.detach().requires_grad_()
+    with torch.enable_grad():
+        x = objective(new, old, advantages[part], mask)
+        (slope,) = torch.autograd.grad(x.sum(), new)
+    return (slope == 0) & (advantages[part] != 0)
+
+
+def _require_reference(
     trajectories: Trajectories, logprobs: Tensor | None, beta: float | int
-) -> Tensor:
-    """The reference's log-probabilities; refuse a price without a reference."""
+) -> None:
+    """Refuse a price without a reference, and a reference of another shape."""
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be a number from 0 up, but it is {beta}.")
     if logprobs is None and beta > 0:
@@ -139,7 +366,5 @@ def _reference(
             f"beta is {beta}, but there are no reference_logprobs. Pass "
             "`action_logprobs(reference, trajectories)`, without a gradient."
         )
-    if logprobs is None:
-        return trajectories.logprobs
-    require_per_step(logprobs, trajectories, name="reference_logprobs")
-    return logprobs.detach()
+    if logprobs is not None:
+        require_per_step(logprobs, trajectories, name="reference_logprobs")

@@ -1,19 +1,15 @@
 """REINFORCE: one step up the policy gradient."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_notes.objectives import sum_over_constant
-from rl_notes.policies import chosen_logprobs, states
 from rl_notes.trajectories import Trajectories
-from rl_notes.updates._shared import (
-    UpdateStats,
-    gradient_norm_of,
-    movement,
-    require_per_step,
-    run_once,
-)
+from rl_notes.updates._shared import UpdateStats
+from rl_notes.updates.group import ascend
 
 
 def reinforce_update(
@@ -21,6 +17,9 @@ def reinforce_update(
     optimizer: torch.optim.Optimizer,
     trajectories: Trajectories,
     advantages: Float[Tensor, "N T"],
+    *,
+    micro_batch: int | None = None,
+    max_norm: float | int = math.inf,
 ) -> UpdateStats:
     """One step along the (policy gradient) of Williams (1992), REINFORCE.
 
@@ -28,24 +27,45 @@ def reinforce_update(
     (1/N) sum_n sum_t log pi(a_t | s_t) A_t is maximised.
 
     `advantages` may be any weight: the return to go, the return to go less a baseline
-    that does not depend on a_t, either of them times `discount_weights`. The
-    trajectories must come from the policy as it is now.
+    that does not depend on a_t, either of them times `discount_weights`. They are
+    constants: no gradient flows into them. The trajectories must come from the policy
+    as it is now, checked as by `trpo_update`.
+
+    Whatever is raised, policy and optimizer are put back to what they were.
+
+    Args:
+        policy: The very policy that sampled the trajectories.
+        optimizer: Of the policy's parameters.
+        trajectories: What the policy did.
+        advantages: One finite number per step.
+        micro_batch: How many rows to run the policy on at a time, those of like length
+            together. It bounds the memory and changes nothing but rounding.
+        max_norm: The gradient is scaled to this norm at most (gradient clipping).
     """
-    require_per_step(advantages, trajectories)
-    seen = states(trajectories)
-    with torch.no_grad():
-        old_logits = run_once(policy, seen)
-    logprobs = chosen_logprobs(run_once(policy, seen), trajectories)
-    objective = sum_over_constant(
-        logprobs * advantages, trajectories.mask, constant=len(advantages)
+
+    def objective(new: Tensor, old: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+        """The log-probability times its weight. The old policy plays no part."""
+        return new * weights
+
+    def mean_over_rows(x: Tensor, mask: Tensor) -> Tensor:
+        """(1/N) sum_n sum_t x[n, t]."""
+        return sum_over_constant(x, mask, constant=len(mask))
+
+    every = torch.ones_like(trajectories.mask[:, 0])
+    found = ascend(
+        policy,
+        optimizer,
+        trajectories,
+        advantages,
+        objective=objective,
+        aggregate=mean_over_rows,
+        dealt=every,
+        live=trajectories.mask.any(dim=1),
+        epochs=1,
+        minibatches=1,
+        generator=torch.Generator(),
+        micro_batch=micro_batch,
+        max_norm=max_norm,
     )
-    optimizer.zero_grad()
-    (-objective).backward()  # type: ignore[no-untyped-call]
-    gradient_norm = gradient_norm_of(policy)
-    optimizer.step()
-    with torch.no_grad():
-        new_logits = run_once(policy, seen)
-    return UpdateStats(
-        **movement(old_logits, new_logits, trajectories.mask),
-        gradient_norm=gradient_norm,
-    )
+    names = ("kl_mean", "kl_max", "entropy", "gradient_norm")
+    return UpdateStats(**{name: found[name] for name in names})

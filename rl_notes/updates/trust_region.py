@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from rl_notes.divergences import kl_exact
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
-from rl_notes.policies import chosen_logprobs, states
+from rl_notes.policies import chosen_logprobs, entropy, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.trust_region import (
     fisher_vector_product,
@@ -26,7 +26,6 @@ from rl_notes.trust_region import (
 from rl_notes.updates._shared import (
     UpdateStats,
     finite,
-    movement,
     require_its_own,
     require_per_step,
 )
@@ -80,6 +79,10 @@ def trpo_update(
     left alone, and so is any value function. A policy with dropout or batch
     normalisation must be in eval mode: two looks at it would differ.
 
+    All rows are run at once, several times over: at its peak the update holds about 14
+    arrays of the size of the logits, [N, T, A]. There is no `micro_batch` here, so in a
+    large vocabulary the batch must be small.
+
     Args:
         policy: The very policy that sampled the trajectories. Scored again, the actions
             must have the stored log-probabilities, up to 0.001 in the mean over steps
@@ -99,10 +102,11 @@ def trpo_update(
     seen, mask, weights = states(trajectories), trajectories.mask, trainable(policy)
     logits = policy(seen)
     objective = _mean_surrogate(logits, trajectories, advantages)
+    old_logits, old_objective = logits.detach(), float(objective.detach())
+    old_logprobs = chosen_logprobs(old_logits, trajectories)
+    require_its_own(policy, old_logprobs, trajectories)
     gradient = flat_gradient(objective, weights)
     gradient_norm = finite(float(gradient.norm()))
-    old_logits, old_objective = logits.detach(), float(objective.detach())
-    require_its_own(old_logits, trajectories)
     product = fisher_vector_product(
         policy, trajectories, damping=damping, rows=fisher_rows
     )
@@ -131,8 +135,11 @@ def trpo_update(
     if scale > 0:
         new_logits = after(scale)
         move(weights, split(old_weights + scale * step, weights))
+    kl = kl_exact(old_logits, new_logits)
     return TrustRegionStats(
-        **movement(old_logits, new_logits, mask),
+        kl_mean=float(mean_over_tokens(kl, mask)),
+        kl_max=float(kl[mask].max()),
+        entropy=float(mean_over_tokens(entropy(new_logits), mask)),
         gradient_norm=gradient_norm,
         improvement_predicted=float(gradient @ step),
         improvement=improvement(new_logits),

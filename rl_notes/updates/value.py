@@ -1,5 +1,6 @@
 """The critic: a value function is fitted to its targets."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from rl_notes.policies import states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
     all_or_nothing,
-    gradient_norm_of,
-    require_epochs,
+    clip_gradient,
     require_per_step,
+    require_update,
     shuffled,
 )
 
@@ -45,6 +46,7 @@ def fit_value(
     epochs: int,
     minibatches: int,
     generator: torch.Generator,
+    max_norm: float | int = math.inf,
 ) -> ValueStats:
     """Move V(s_t) towards targets[:, t], by the mean (value loss) of each minibatch.
 
@@ -56,49 +58,60 @@ def fit_value(
     Targets are, for example, `returns_to_go`, or the advantages of `gae` plus the
     values that they were made with. No gradient flows into them.
 
-    If a loss or a gradient is not finite, value and optimizer are put back to what they
-    were before the call, and ValueError is raised.
+    The gradient of each minibatch is scaled to the norm `max_norm` at most (gradient
+    clipping).
+
+    Whatever is raised, by a loss or a gradient that is not finite or by the stop
+    button, value, optimizer and generator are put back to what they were before the
+    call.
     """
     mask = trajectories.mask
     require_per_step(targets, trajectories, name="targets")
-    rows = mask.any(dim=1).nonzero()[:, 0]
-    require_epochs(epochs, minibatches, len(rows))
+    dealt = mask.any(dim=1)
+    require_update(
+        value,
+        optimizer,
+        name="value function",
+        epochs=epochs,
+        minibatches=minibatches,
+        rows=int(dealt.sum()),
+        max_norm=max_norm,
+    )
     seen = states(trajectories)
     # What is stored beyond the mask may be NaN, and 0 * NaN would be its gradient.
     targets = torch.where(mask, targets.detach(), 0)
     explained_before = _explained(value, seen, targets, mask)
     losses = []
-    with all_or_nothing(value, optimizer):
+    with all_or_nothing(value, optimizer, generator):
         for _ in range(epochs):
-            parts = shuffled(rows, generator).tensor_split(minibatches)
-            steps = [
-                _value_step(value, optimizer, seen[part], targets[part], mask[part])
-                for part in parts
-            ]
-            losses.append(sum(steps) / int(mask.sum()))
+            total = 0.0
+            for rows in shuffled(dealt, generator).tensor_split(minibatches):
+                loss = _mean_loss(value, seen[rows], targets[rows], mask[rows])
+                optimizer.zero_grad()
+                value.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                clip_gradient(value, max_norm)
+                optimizer.step()
+                total += float(loss.detach()) * int(mask[rows].sum())
+            losses.append(total / int(mask.sum()))
         explained_after = _explained(value, seen, targets, mask)
     return ValueStats(tuple(losses), explained_before, explained_after)
 
 
-def _value_step(
+def _mean_loss(
     value: nn.Module,
-    optimizer: torch.optim.Optimizer,
     seen: Shaped[Tensor, "M T ..."],
     targets: Float[Tensor, "M T"],
     mask: Bool[Tensor, "M T"],
-) -> float:
-    """One step down the mean value loss; return the sum that it was before."""
+) -> Float[Tensor, ""]:
+    """The (value loss), mean over the steps; refuse one that is not finite."""
     loss = mean_over_tokens(value_loss(value(seen), targets), mask)
     if not bool(torch.isfinite(loss)):
         raise ValueError(
             "The value loss is not finite, so the value function was left as it was. "
             "Try a smaller learning rate, or smaller targets."
         )
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradient_norm_of(value)
-    optimizer.step()
-    return float(loss.detach()) * int(mask.sum())
+    return loss
 
 
 @torch.no_grad()
