@@ -90,7 +90,7 @@ class TransformerPolicy(nn.Module):
     def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T A"]:
         """Logits of the next token after each prefix `observations[:, : t + 1]`."""
         logits: Tensor = self.model(input_ids=observations, use_cache=False).logits
-        return logits / self.temperature
+        return in_float32(logits) / self.temperature
 
 
 class TabularValue(nn.Module):
@@ -210,15 +210,39 @@ def forward_distinct(
 
     It changes nothing but time and rounding. The answers of a group are often the same,
     word for word, the more so the surer the policy is. Where no two rows are alike they
-    are run as they come. Logits in half precision are made float32, so that what is
-    computed from them does not round twice.
+    are run as they come. Logits in half precision are made float32.
     """
     kinds, kind = torch.unique(observations, dim=0, return_inverse=True)
     alike = len(kinds) < len(observations)
-    logits = policy(kinds) if alike else policy(observations)
-    if torch.finfo(logits.dtype).bits < 32:
-        logits = logits.float()
+    logits = in_float32(policy(kinds) if alike else policy(observations))
     return logits.index_select(0, kind) if alike else logits
+
+
+def in_float32(logits: Tensor) -> Tensor:
+    """Logits in half precision as float32, others as they are.
+
+    What is computed from them does not round twice then.
+    """
+    return logits.float() if torch.finfo(logits.dtype).bits < 32 else logits
+
+
+def rounding_of_logprobs(policy: nn.Module, dtype: torch.dtype) -> float:
+    """How far log-probabilities of one policy may differ in the mean by rounding.
+
+    0.001; for a policy in half precision the square root of its epsilon, as it is
+    sampled with a cache and scored without, and differs by its epsilon times the size
+    of the logits. `dtype` is that of the log-probabilities.
+    """
+    formats = [w.dtype for w in policy.parameters() if w.is_floating_point()]
+    epsilon = max(torch.finfo(each).eps for each in [dtype, *formats])
+    return max(1e-3, math.sqrt(epsilon) if epsilon > 1e-4 else 0.0)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The language model inside what `torch.compile` or an adapter has wrapped."""
+    inside = getattr(model, "_orig_mod", model)
+    unwrap = getattr(inside, "get_base_model", None)
+    return cast(nn.Module, unwrap()) if unwrap else cast(nn.Module, inside)
 
 
 def chosen_logprobs(

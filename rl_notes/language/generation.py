@@ -1,19 +1,30 @@
 """Sample answers from a language model, many at a time."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
-from typing import cast
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rl_notes.policies import TransformerPolicy, sample
+from rl_notes.policies import (
+    TransformerPolicy,
+    action_logprobs,
+    bare,
+    in_float32,
+    rounding_of_logprobs,
+    sample,
+)
 from rl_notes.trajectories import Trajectories
 
+CACHES = ("past_key_values", "cache_params")  # what models call it
 
-@torch.no_grad()
+
 def generate(
     policy: TransformerPolicy,
     prompts: Sequence[Sequence[int]],
@@ -36,27 +47,47 @@ def generate(
     One uniform number is drawn per row and step, whether the row has ended or not, so
     that a row's answer does not depend on the other rows.
 
+    The model samples in eval mode, with its own cache, and is put back into the mode it
+    was in. The shortest and the longest prompt's first answers are then scored once
+    more without a cache. A model that gives them other log-probabilities, because its
+    cache or its mask does not do what they should, is refused by name.
+
     Args:
-        policy: The language model.
-        prompts: Token ids, the begin token included. Their lengths may differ.
+        policy: The language model, any that is causal.
+        prompts: Token ids, the begin token included, one list per prompt, without
+            padding: `tokenizer(texts)["input_ids"]`. Their lengths may differ.
         group_size: Answers per prompt.
         max_new_tokens: The length limit of an answer, the end token included.
         generator: Source of every draw.
     """
-    model = cast(PreTrainedModel, policy.model)
-    end = _check(model, prompts, group_size, max_new_tokens)
+    end = _check(policy, prompts, group_size, max_new_tokens)
     rows = len(prompts) * group_size
-    tokens, logprobs = _sample_all(
-        policy, prompts, group_size, end, max_new_tokens, generator
-    )
-    sampled = _up_to_the_first(end, tokens)
-    return _as_trajectories(
-        [prompt for prompt in prompts for _ in range(group_size)],
-        tokens,
-        logprobs,
-        sampled,
-        groups=torch.arange(rows, device=model.device) // group_size,
-    )
+    with _eval_mode(policy):
+        tokens, logprobs = _sample_all(
+            policy, prompts, group_size, end, max_new_tokens, generator
+        )
+        sampled = _up_to_the_first(end, tokens)
+        answers = _as_trajectories(
+            [prompt for prompt in prompts for _ in range(group_size)],
+            tokens,
+            logprobs,
+            sampled,
+            groups=torch.arange(rows, device=tokens.device) // group_size,
+        )
+        _require_the_same_without_cache(policy, prompts, answers)
+    return answers
+
+
+@contextmanager
+def _eval_mode(policy: nn.Module) -> Iterator[None]:
+    """No dropout, and afterwards every module in the mode that it was in."""
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.inference_mode()  # less to do per operation than under no_grad
@@ -76,13 +107,15 @@ def _sample_all(
     model = cast(PreTrainedModel, policy.model)
     device = model.device
     rows = len(prompts) * group_size
-    cache, hidden, logits = _read(model, prompts)
-    positions = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
+    ids, attention_mask = _padded_on_the_left(prompts, device)
     active = torch.arange(rows, device=device)  # rows that have not ended
     prefix = active // group_size  # of each of them: its row in the cache
-    ends, size = torch.tensor(end, device=device), logits.shape[1]
+    ends = torch.tensor(end, device=device)
+    takes = frozenset(inspect.signature(bare(model).forward).parameters)
+    cache: dict[str, Any] = {}
     all_tokens, all_logprobs = [], []
     for step in range(max_new_tokens):
+        logits, cache = _next_logits(model, ids, attention_mask, cache, takes)
         logits = logits / policy.temperature
         uniforms = torch.rand(
             rows, generator=generator, dtype=torch.float64, device=generator.device
@@ -94,54 +127,90 @@ def _sample_all(
         going = ~torch.isin(chosen, ends)
         if step == max_new_tokens - 1 or not bool(going.any()):
             break
+        size = logits.shape[1]
         active, longer = active[going], prefix[going] * size + chosen[going]
         longer, prefix = torch.unique(longer, return_inverse=True)
         before, token = longer // size, longer % size
         if not torch.equal(before, torch.arange(len(logits), device=device)):
-            cache.batch_select_indices(before)
-            hidden, positions = hidden[before], positions[before]
-        hidden = nn.functional.pad(hidden, (0, 1))  # the new token is seen
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=hidden,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        positions = positions + 1
+            for kept in cache.values():
+                kept.reorder_cache(before)
+            attention_mask = attention_mask[before]
+        ids = token[:, None]
+        attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
     return torch.stack(all_tokens, dim=1), torch.stack(all_logprobs, dim=1)
 
 
-def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
-) -> tuple[DynamicCache, Float[Tensor, "N 1 1 P"], Float[Tensor, "N A"]]:
-    """Run every prompt once.
+def _padded_on_the_left(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "N P"], Int[Tensor, "N P"]]:
+    """Token ids and attention mask: 1 on every token, 0 on padding.
 
-    Prompts are padded on the right: causal attention keeps padding out, and no padding
-    is left with nothing to attend to, which is NaN in some models. What the cache holds
-    of it is hidden from the tokens that follow.
-
-    Returns the cache, what to add to the attention scores of the tokens that follow
-    (0, and -inf on padding), and the next token's logits.
+    On the left, so that the next token follows the last in every row and models that
+    know no other padding, such as those without position ids, know this one.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    shortest, width = min(map(len, prompts)), max(map(len, prompts))
-    ids = torch.tensor(
-        [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts],
-        device=model.device,
-    )
-    cache = DynamicCache(config=model.config)
-    output = model(
-        input_ids=ids,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=width - shortest + 1,
-    )
-    rows = torch.arange(len(prompts), device=model.device)
-    logits = output.logits[rows, lengths - shortest]
-    padding = torch.arange(width, device=model.device) >= lengths[:, None]
-    hidden = torch.where(padding, -torch.inf, 0.0).to(logits.dtype)[:, None, None]
-    return cache, hidden, logits
+    width = max(map(len, prompts))
+    gaps = [width - len(prompt) for prompt in prompts]
+    ids = [[0] * gap + [*prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
+    seen = [[0] * gap + [1] * (width - gap) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(seen, device=device)
+
+
+def _next_logits(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "N P"],
+    attention_mask: Int[Tensor, "N K"],
+    cache: dict[str, Any],
+    takes: frozenset[str],
+) -> tuple[Float[Tensor, "N A"], dict[str, Any]]:
+    """The next token's logits, and the model's cache with these tokens in it.
+
+    `takes` are the arguments that the model's forward knows. Each model makes its own
+    kind of cache, under the name that it gives it.
+    """
+    options: dict[str, Any] = {"use_cache": True, **cache}
+    if not bool(attention_mask.all()):
+        options["attention_mask"] = attention_mask
+    if "position_ids" in takes:
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        options["position_ids"] = positions[:, -ids.shape[1] :]
+    if "logits_to_keep" in takes:
+        options["logits_to_keep"] = 1
+    output = model(input_ids=ids, **options)
+    cache = {name: output[name] for name in CACHES if name in output}
+    if not all(hasattr(kept, "reorder_cache") for kept in cache.values()) or not cache:
+        raise ValueError(
+            f"{_name(model)} gives no cache from which rows can be taken, so that it "
+            "cannot be sampled from here."
+        )
+    return in_float32(output.logits[:, -1]), cache
+
+
+@torch.no_grad()
+def _require_the_same_without_cache(
+    policy: TransformerPolicy, prompts: Sequence[Sequence[int]], answers: Trajectories
+) -> None:
+    """Refuse a model whose answers, scored as they will be, were not sampled so."""
+    lengths = [len(prompt) for prompt in prompts]
+    ends = {lengths.index(min(lengths)), lengths.index(max(lengths))}
+    each = len(answers.groups) // len(prompts)
+    rows = torch.tensor([each * prompt for prompt in sorted(ends)])
+    few = answers.select(rows.to(answers.groups.device))
+    difference = (action_logprobs(policy, few) - few.logprobs).abs()
+    found = float(difference.sum() / few.mask.sum())
+    allowed = rounding_of_logprobs(policy, few.logprobs.dtype)
+    if not found <= allowed:
+        raise ValueError(
+            f"{_name(policy.model)} gives its own tokens other log-probabilities with "
+            f"its cache than without: they differ by {found:.3g} in the mean, where "
+            f"{allowed:.3g} is allowed for rounding. Its cache, or its mask for "
+            " different lengths, does not do what it should, or it is not causal. "
+            "Try prompts of one length, or another version of transformers."
+        )
+
+
+def _name(model: nn.Module) -> str:
+    """What the model is called."""
+    return type(bare(model)).__name__
 
 
 def _up_to_the_first(end: list[int], tokens: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
@@ -187,28 +256,37 @@ def _as_trajectories(
 
 
 def _check(
-    model: PreTrainedModel,
+    policy: nn.Module,
     prompts: Sequence[Sequence[int]],
     group_size: int,
     max_new_tokens: int,
 ) -> list[int]:
     """Refuse what cannot be answered; return the ids of the end tokens."""
-    if len(prompts) == 0 or min(map(len, prompts)) == 0:
+    if not isinstance(policy, TransformerPolicy):
         raise ValueError(
-            "Give at least one prompt, and in each at least one token: the begin token."
+            f"The policy is a {type(policy).__name__}. Wrap a causal language model: "
+            "TransformerPolicy(model)."
         )
+    _require_prompts(prompts)
     if group_size < 1 or max_new_tokens < 1:
         raise ValueError(
             f"group_size={group_size} and max_new_tokens={max_new_tokens} must be at "
             "least 1."
         )
-    size = model.config.vocab_size
+    model = cast(PreTrainedModel, policy.model)
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{_name(model)} is no causal language model: it has an encoder. Only a "
+            "model that reads from left to right can be a policy here."
+        )
+    config = model.config.get_text_config()
+    size = config.vocab_size
     wrong = [token for token in chain(*prompts) if not 0 <= token < size]
     if wrong:
         raise ValueError(f"Token {wrong[0]} is not among the model's {size}.")
     longest = max(map(len, prompts)) + max_new_tokens
-    limit = model.config.max_position_embeddings
-    if longest - 1 > limit:
+    limit = getattr(config, "max_position_embeddings", None)  # some have none
+    if limit is not None and longest - 1 > limit:
         raise ValueError(
             f"The longest prompt and max_new_tokens={max_new_tokens} make {longest} "
             f"tokens, but the model sees at most {limit}."
@@ -217,3 +295,32 @@ def _check(
     if end is None:
         raise ValueError("The model names no end token: set generation_config.")
     return [end] if isinstance(end, int) else list(end)
+
+
+def _require_prompts(prompts: Any) -> None:
+    """Refuse what is not a list of prompts, each a list of token ids."""
+    wanted = (
+        "Give one list of token ids per prompt, without padding: "
+        'tokenizer(texts)["input_ids"].'
+    )
+    if isinstance(prompts, Tensor):
+        raise ValueError(
+            f"The prompts are a tensor of shape {tuple(prompts.shape)}. Its padding "
+            f"would be read as text. {wanted}"
+        )
+    if isinstance(prompts, Mapping):
+        raise ValueError(f"The prompts are a {type(prompts).__name__}. {wanted}")
+    if isinstance(prompts, str) or any(isinstance(one, str) for one in prompts):
+        raise ValueError(f"The prompts are texts. {wanted}")
+    if any(isinstance(one, Integral) for one in prompts):
+        raise ValueError(
+            f"The prompts are one flat list of numbers. {wanted} A single prompt is a "
+            "list of one list."
+        )
+    if len(prompts) == 0 or min(map(len, prompts)) == 0:
+        raise ValueError(
+            "Give at least one prompt, and in each at least one token: the begin token."
+        )
+    for token in chain(*prompts):
+        if not isinstance(token, Integral):
+            raise ValueError(f"A prompt holds a {type(token).__name__}. {wanted}")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rl_notes.policies import rounding_of_logprobs
 from rl_notes.trajectories import Trajectories
 
 
@@ -121,11 +122,7 @@ def require_its_own(
             f"first in row {int(rows[broken])}: its weights or its logits are not "
             "finite, or it excludes an action that was taken."
         )
-    # Sampled with a cache and scored without, a policy in half precision differs by its
-    # epsilon times the size of the logits.
-    formats = [w.dtype for w in policy.parameters() if w.is_floating_point()]
-    epsilon = max(torch.finfo(dtype).eps for dtype in [logprobs.dtype, *formats])
-    allowed = max(1e-3, math.sqrt(epsilon) if epsilon > 1e-4 else 0.0)
+    allowed = rounding_of_logprobs(policy, logprobs.dtype)
     if not found <= allowed:
         per_row = difference.amax(dim=1)
         most = int(per_row.argmax())
