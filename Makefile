@@ -20,7 +20,7 @@ NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: test-portability notebooks-gpu clean
+.PHONY: sweep test-portability notebooks-gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,7 @@ help:
 	@echo 'make unit              the unit tests and the rules for notebooks'
 	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
 	@echo 'make test-peers        compare with other libraries, number by number'
+	@echo 'make sweep             sample from every causal language model of transformers'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
 	@echo 'make clean             remove what was built; the environments stay'
@@ -58,6 +59,9 @@ nbval: $(ALL_READY)
 
 test-peers: $(PEERS_READY)
 	@$(PEERS_GATE) peers
+
+sweep: $(ALL_READY)
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(ALL)/bin/python -W ignore tests/sweep_models.py
 
 test-portability: $(ALL_READY)
 	@$(GATE) portability

@@ -168,14 +168,24 @@ def _next_logits(
     kind of cache, under the name that it gives it.
     """
     options: dict[str, Any] = {"use_cache": True, **cache}
-    if not bool(attention_mask.all()):
+    # A state space model has read the padding once and for all with the prompt: what it
+    # carries on has no places to hide.
+    if not bool(attention_mask.all()) and "cache_params" not in cache:
         options["attention_mask"] = attention_mask
     if "position_ids" in takes:
         positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         options["position_ids"] = positions[:, -ids.shape[1] :]
     if "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
-    output = model(input_ids=ids, **options)
+    try:
+        output = model(input_ids=ids, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{_name(model)} raised {type(error).__name__} as it was run with its own "
+            f"cache, so that it cannot be sampled from here: {error}"
+        ) from error
     cache = {name: output[name] for name in CACHES if name in output}
     if not all(hasattr(kept, "reorder_cache") for kept in cache.values()) or not cache:
         raise ValueError(
