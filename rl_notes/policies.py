@@ -35,7 +35,7 @@ class TabularPolicy(nn.Module):
 
     def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T A"]:
         """Look the states up."""
-        return self.logits[observations]
+        return self.logits[_state_numbers(observations)]
 
 
 class MLPPolicy(nn.Module):
@@ -102,7 +102,7 @@ class TabularValue(nn.Module):
 
     def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T"]:
         """Look the states up."""
-        return self.values[observations]
+        return self.values[_state_numbers(observations)]
 
 
 class MLPValue(nn.Module):
@@ -183,10 +183,40 @@ def _layers(
     return nn.Sequential(*layers)
 
 
+def _state_numbers(observations: Tensor) -> Tensor:
+    """Integers, one per state; refuse anything else."""
+    if observations.is_floating_point() or observations.dim() != 2:
+        raise ValueError(
+            "A table looks states up by their number, an integer in each cell [N, T], "
+            f"but the observations are {observations.dtype} of shape "
+            f"{tuple(observations.shape)}. For vectors use MLPPolicy or MLPValue."
+        )
+    return observations
+
+
 def _vectors(observations: Tensor, inputs: int) -> Tensor:
-    """The observations as they are if they are vectors; one-hot if they are numbers."""
+    """Vectors of floats as they are; numbers of states one-hot."""
+    shape = tuple(observations.shape)
     if observations.is_floating_point():
+        if observations.dim() != 3 or shape[-1] != inputs:
+            raise ValueError(
+                f"The network takes vectors of {inputs} numbers, [N, T, {inputs}], but "
+                f"the observations have shape {list(shape)}. For images, flatten them: "
+                "gymnasium.wrappers.FlattenObservation."
+            )
         return observations
+    if observations.dim() != 2:
+        raise ValueError(
+            "Integers are taken for the numbers of states, one in each cell [N, T], "
+            f"but the observations are {observations.dtype} of shape {list(shape)}. If "
+            "they are vectors or images, make floats of them: "
+            "gymnasium.wrappers.FlattenObservation and DtypeObservation."
+        )
+    if observations.numel() > 0 and int(observations.max()) >= inputs:
+        raise ValueError(
+            f"State {int(observations.max())} was seen, but the network knows the "
+            f"states 0 to {inputs - 1} only."
+        )
     return nn.functional.one_hot(observations.long(), inputs)
 
 

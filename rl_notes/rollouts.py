@@ -6,11 +6,11 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from rl_notes.policies import sample
+from rl_notes.policies import in_float32, sample
 from rl_notes.trajectories import Trajectories
 
 Environment = gymnasium.vector.VectorEnv[Any, Any, Any]
@@ -25,12 +25,25 @@ def rollout(
     generator: torch.Generator,
     starts: Sequence[int] | None = None,
     group_size: int = 1,
+    max_steps: int = 20_000,
 ) -> Trajectories:
     """Play whole episodes, one per row of the result.
 
     Every sub-environment plays episodes / num_envs of them, so that short episodes are
     not over-represented. An episode that ends early waits for the others: what
     gymnasium's automatic reset does meanwhile is never stored.
+
+    Actions are `Discrete`; observations are state numbers, `Discrete`, or real numbers,
+    a `Box` of floats. State number 0 is the space's first, as is action 0. Anything
+    else is refused, and most of it can be wrapped. Blackjack shows a tuple of numbers,
+    which becomes a vector of 45:
+
+        as_vector = [FlattenObservation, lambda env: DtypeObservation(env, np.float32)]
+        env = gymnasium.make_vec("Blackjack-v1", num_envs=8, wrappers=as_vector)
+        rollout(env, MLPPolicy(45, 2, generator=generator), episodes=64, ...)
+
+    with both wrappers from `gymnasium.wrappers`. MiniGrid needs its own
+    `ImgObsWrapper` first.
 
     Args:
         env: A vector environment with discrete actions, for example from
@@ -44,9 +57,12 @@ def rollout(
         starts: Start states, given to `env.reset(options={"start": ...})`, each for
             `group_size` consecutive rows. Without them the environment chooses.
         group_size: Number of rows that share one start.
+        max_steps: ValueError is raised where an episode has not ended after so many:
+            one that is cut off in silence would look like one that was played.
     """
+    _check_spaces(env)
     _check(env, episodes, discount, starts, group_size)
-    device = next(policy.parameters()).device
+    device = _device_of(policy)
     rounds = episodes // env.num_envs
     seeds = torch.randint(
         2**31 - 1, (rounds, 2), generator=generator, device=generator.device
@@ -64,44 +80,68 @@ def rollout(
             options = {"start": row_starts[here]}
         # A generator of its own: how long this round takes must not move the next.
         draws = torch.Generator(device="cpu").manual_seed(draw_seed)
-        observations, _ = env.reset(seed=env_seed, options=options)
-        played.append(_rows(_play(env, policy, observations, draws), discount))
-    steps = max(part["mask"].shape[1] for part in played)
+        observations, infos = env.reset(seed=env_seed, options=options)
+        _check_infos(infos)
+        steps = _play(env, policy, observations, draws, max_steps)
+        played.append(_rows(steps, discount))
+    longest = max(part["mask"].shape[1] for part in played)
     joined = {
         name: torch.cat(
-            [_pad(part[name], part["mask"].shape[1], steps) for part in played]
+            [_pad(part[name], part["mask"].shape[1], longest) for part in played]
         )
         for name in played[0]
     }
+    if starts is not None:
+        _check_starts(joined["observations"][:, 0], group_size)
     return Trajectories(
         groups=groups, **{name: part.to(device) for name, part in joined.items()}
     )
 
 
 def _play(
-    env: Environment, policy: nn.Module, observations: Any, draws: torch.Generator
+    env: Environment,
+    policy: nn.Module,
+    observations: Any,
+    draws: torch.Generator,
+    max_steps: int,
 ) -> dict[str, Tensor]:
     """Step until every sub-environment has ended once; everything as [T, n, ...]."""
-    device = next(policy.parameters()).device
+    device = _device_of(policy)
     record: dict[str, list[Tensor]] = {
         name: []
         for name in ("observations", "actions", "logprobs", "rewards", "ended", "cut")
     }
-    width = int(cast(Discrete, env.single_action_space).n)
+    actions_of = cast(Discrete, env.single_action_space)
+    width, first_action = int(actions_of.n), int(actions_of.start)
+    first_state = int(getattr(env.single_observation_space, "start", 0))
     alive = torch.ones(env.num_envs, dtype=torch.bool, device="cpu")
-    record["observations"].append(torch.as_tensor(np.array(observations), device="cpu"))
+    seen = torch.as_tensor(np.array(observations), device="cpu") - first_state
+    record["observations"].append(seen)
     while bool(alive.any()):
+        if len(record["actions"]) == max_steps:
+            raise ValueError(
+                f"After max_steps={max_steps} steps {int(alive.sum())} of "
+                f"{env.num_envs} environments have not ended. Give them a time limit, "
+                "wrappers=[lambda env: gymnasium.wrappers.TimeLimit(env, 500)], or, if "
+                "they do end, a larger max_steps."
+            )
         states = record["observations"][-1].to(device)
         with torch.no_grad():
-            logits = policy(states[:, None])[:, 0]  # [n, A]
+            logits = _choice(policy(states[:, None]), env.num_envs, width)
         uniforms = torch.rand(
             env.num_envs, generator=draws, dtype=torch.float64, device="cpu"
         )
         actions = sample(logits, uniforms.to(device))
         logprobs = logits.log_softmax(-1).gather(-1, actions[:, None])[:, 0]
-        _check_choice(logits, logprobs, width)
-        following, rewards, ended, cut, infos = env.step(actions.cpu().numpy())
-        record["observations"].append(_final_or_next(following, infos))
+        if not bool(torch.isfinite(logprobs).all()):
+            raise ValueError(
+                "The policy gave logits that are not numbers (NaN or inf)."
+            )
+        following, rewards, ended, cut, infos = env.step(
+            actions.cpu().numpy() + first_action
+        )
+        seen = _final_or_next(following, infos) - first_state
+        record["observations"].append(seen)
         record["actions"].append(actions.cpu())
         record["logprobs"].append(logprobs.cpu())
         record["rewards"].append(torch.as_tensor(rewards, device="cpu"))
@@ -155,10 +195,6 @@ def _check(
     group_size: int,
 ) -> None:
     """Refuse what could only give a silently wrong batch."""
-    if not isinstance(env.single_action_space, Discrete):
-        raise ValueError(
-            f"rollout needs discrete actions, but env has {env.single_action_space}."
-        )
     if env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
         raise ValueError(
             "rollout steps all sub-environments until the last has ended, so it needs "
@@ -180,12 +216,68 @@ def _check(
         )
 
 
-def _check_choice(logits: Tensor, logprobs: Tensor, width: int) -> None:
-    """Refuse a policy of the wrong width, and one that has turned to NaN."""
+def _check_spaces(env: Environment) -> None:
+    """Refuse what a policy cannot read or choose, with the wrapper that helps."""
+    if not hasattr(env, "single_action_space"):
+        raise ValueError(
+            f"env is one environment, {env}, and rollout needs several at a time: "
+            'gymnasium.make_vec("...", num_envs=8), or '
+            "gymnasium.vector.SyncVectorEnv([make_env] * 8)."
+        )
+    if not isinstance(env.single_action_space, Discrete):
+        raise ValueError(
+            f"rollout needs discrete actions, but env has {env.single_action_space}."
+        )
+    space = env.single_observation_space
+    if isinstance(space, Discrete):
+        return
+    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
+        return
+    raise ValueError(
+        "rollout needs observations that are state numbers (Discrete) or real numbers "
+        f"(a Box of floats), but env has {space}. Make vectors of floats of them, with "
+        "wrappers=[gymnasium.wrappers.FlattenObservation, lambda env: "
+        "gymnasium.wrappers.DtypeObservation(env, numpy.float32)] in make_vec."
+    )
+
+
+def _check_infos(infos: Any) -> None:
+    """Refuse infos in which the last observation of an episode cannot be found."""
+    if not isinstance(infos, dict):
+        raise ValueError(
+            f"env gives its infos as a {type(infos).__name__}, but the last "
+            "observation of an episode is looked for in a dict. Leave DictInfoToList "
+            "out, or put it around what you read yourself."
+        )
+
+
+def _check_starts(first: Tensor, group_size: int) -> None:
+    """Refuse groups whose rows did not start where they were told to."""
+    in_groups = first.view(-1, group_size, *first.shape[1:])
+    if not bool((in_groups == in_groups[:, :1]).all()):
+        raise ValueError(
+            "The rows of a group were to share a start, but their first observations "
+            'differ: env does not heed reset(options={"start": ...}). Leave starts '
+            "out, or use an environment that does, such as rl_notes/Maze-v0."
+        )
+
+
+def _device_of(policy: nn.Module) -> torch.device:
+    """Where the policy computes; on the CPU if it has no parameters."""
+    weight = next(policy.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
+def _choice(logits: Tensor, rows: int, width: int) -> Tensor:
+    """The logits of one step, [n, A], from those of a policy, [n, 1, A]."""
+    if logits.shape[:2] != (rows, 1) or logits.dim() != 3:
+        raise ValueError(
+            f"The policy gave shape {tuple(logits.shape)} for {rows} observations of "
+            f"one step, but logits [N, T, A] are needed: {[rows, 1, width]}."
+        )
     if logits.shape[-1] != width:
         raise ValueError(
             f"The policy chooses among {logits.shape[-1]} actions, but the environment "
             f"has {width}."
         )
-    if not bool(torch.isfinite(logprobs).all()):
-        raise ValueError("The policy gave logits that are not numbers (NaN or inf).")
+    return in_float32(logits[:, 0])
