@@ -152,9 +152,14 @@ class TransformerValue(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        language_model = cast(Any, model)
+        language_model = cast(Any, bare(model))  # the layers of an adapter are in it
         output = language_model.get_output_embeddings().weight  # [A, width]
         self.model: nn.Module = language_model.base_model
+        if self.model is language_model:
+            raise ValueError(
+                f"{type(language_model).__name__} does not tell its body from its "
+                "output layer, so that no head can be put in the output layer's place."
+            )
         self.head = nn.Linear(
             output.shape[1], 1, device=output.device, dtype=output.dtype
         )
@@ -165,7 +170,7 @@ class TransformerValue(nn.Module):
         """The value of each prefix `observations[:, : t + 1]`."""
         output = self.model(input_ids=observations, use_cache=False)
         values: Tensor = self.head(output.last_hidden_state)
-        return values[..., 0]
+        return in_float32(values[..., 0])
 
 
 def _layers(

@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LlamaForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rl_notes.objectives import preference_loss
+from rl_notes.policies import bare, in_float32
 from rl_notes.trajectories import Trajectories
+from rl_notes.updates._shared import require_optimizer
 
 
-def new_reward_model(model: PreTrainedModel) -> LlamaForSequenceClassification:
+def new_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     """A sequence classifier with one label that begins with a language model's weights.
 
     All but the output layer is copied. In its place stands a linear head without a
@@ -25,17 +31,35 @@ def new_reward_model(model: PreTrainedModel) -> LlamaForSequenceClassification:
     training changes the head alone.
 
     Args:
-        model: A Llama, such as the policy that wrote the answers. It is not changed.
+        model: A causal language model of which transformers has a sequence classifier,
+            such as the policy that wrote the answers. It is not changed. An adapter is
+            merged into it first: `model.merge_and_unload()`.
     """
+    if bare(model) is not model:
+        raise ValueError(
+            f"The model is wrapped in {type(model).__name__}. Give the model itself, "
+            "and of an adapter the merged one: `model.merge_and_unload()`."
+        )
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    reward_model = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]
-    reward_model.model.load_state_dict(model.base_model.state_dict())
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"transformers has no sequence classifier for a {type(model).__name__}, so "
+            "it cannot become a reward model."
+        )
+    auto = cast(Any, AutoModelForSequenceClassification)
+    classifier = auto.from_config(config)
+    if not isinstance(getattr(classifier, "score", None), nn.Linear):
+        raise ValueError(
+            f"{type(classifier).__name__} does not score with a linear head on the "
+            "last hidden states, as a reward model does here."
+        )
+    classifier.base_model.load_state_dict(model.base_model.state_dict())
     with torch.no_grad():
-        reward_model.score.weight.zero_()
+        classifier.score.weight.zero_()
     weight = next(model.parameters())
-    reward_model = cast(Any, reward_model).to(device=weight.device, dtype=weight.dtype)
-    return cast(LlamaForSequenceClassification, reward_model.eval())
+    classifier.to(device=weight.device, dtype=weight.dtype)
+    return cast(PreTrainedModel, classifier.eval())
 
 
 def answer_scores(
@@ -56,11 +80,10 @@ def answer_scores(
     ids = trajectories.observations[:, : int(lengths.max()) + 1]
     places = torch.arange(ids.shape[1], device=ids.device)
     ids = torch.where(places <= lengths[:, None], ids, 0)
-    classifier = cast(Any, reward_model)
+    classifier = cast(Any, bare(reward_model))
     hidden = classifier.base_model(input_ids=ids, use_cache=False).last_hidden_state
     rows = torch.arange(len(ids), device=ids.device)
-    scores: Tensor = classifier.score(hidden[rows, lengths])[:, 0]
-    return scores
+    return in_float32(classifier.score(hidden[rows, lengths])[:, 0])
 
 
 def fit_reward_model(
@@ -93,6 +116,7 @@ def fit_reward_model(
     """
     pairs = len(first_preferred)
     _require_pairs(answers, pairs)
+    require_optimizer(reward_model, optimizer, name="reward model")
     if epochs < 1 or not 1 <= minibatches <= pairs:
         raise ValueError(
             f"epochs={epochs} must be at least 1, and minibatches={minibatches} "

@@ -5,6 +5,7 @@ always come whole. It is an ordinary fast tokenizer of `transformers`, made here
 nothing; saved, it is loaded by `AutoTokenizer` as any other.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -80,22 +81,39 @@ def encode(
     return ids
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    *,
+    end_tokens: Sequence[int] = (),
+) -> str:
     """Turn sampled token ids into the text that the verifier sees.
 
-    It goes up to the first end token. Other special tokens stay visible: a model that
-    writes "<pad>" into its answer has not answered, and `skip_special_tokens` would
-    hide it.
+    It goes up to the token that ended the answer. That is the tokenizer's end token or
+    one of `end_tokens`, the model's `generation_config.eos_token_id`; or, in the last
+    place, a special token that a tokenizer has in addition to the usual ones, as
+    "<end_of_turn>" and "<|im_end|>" are. Other special tokens stay visible: a model
+    that writes "<pad>" into its answer has not answered, and `skip_special_tokens`
+    would hide it.
     """
     sampled = list(ids)
-    if tokenizer.eos_token_id in sampled:
-        sampled = sampled[: sampled.index(tokenizer.eos_token_id)]
+    ends = {tokenizer.eos_token_id, *end_tokens}
+    sampled = list(itertools.takewhile(lambda token: token not in ends, sampled))
+    usual = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    if sampled and sampled[-1] in set(tokenizer.all_special_ids) - usual:
+        sampled = sampled[:-1]
     return str(tokenizer.decode(sampled, skip_special_tokens=False))
 
 
 def answer_texts(
-    tokenizer: PreTrainedTokenizerBase, trajectories: Trajectories
+    tokenizer: PreTrainedTokenizerBase,
+    trajectories: Trajectories,
+    *,
+    end_tokens: Sequence[int] = (),
 ) -> list[str]:
     """What was sampled in each row, as `answer_text`; the prompt is no part of it."""
     rows = zip(trajectories.actions, trajectories.mask, strict=True)
-    return [answer_text(tokenizer, ids[mask].tolist()) for ids, mask in rows]
+    return [
+        answer_text(tokenizer, ids[mask].tolist(), end_tokens=end_tokens)
+        for ids, mask in rows
+    ]

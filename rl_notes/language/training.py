@@ -36,6 +36,7 @@ from rl_notes.language.reward_model import (
 )
 from rl_notes.objectives import preference_loss
 from rl_notes.policies import TransformerPolicy
+from rl_notes.updates._shared import require_optimizer
 
 PRETRAINING_STEPS, FINE_TUNING_STEPS = 400, 1650
 COMPARED = 128_000  # questions that the policy answers twice for the annotator
@@ -57,8 +58,13 @@ def next_token_loss(
     The mean over the tokens where `mask` is True. The first token of a row has nothing
     before it and never counts. Rows are padded on the right.
     """
-    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # [N, T - 1, A]
     counts = mask[:, 1:]
+    if not bool(counts.any()):
+        raise ValueError(
+            "No token carries loss: the mask is True nowhere, or on first tokens only, "
+            "before which there is nothing to predict them from."
+        )
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # [N, T - 1, A]
     return nn.functional.cross_entropy(logits[counts], ids[:, 1:][counts])
 
 
@@ -69,7 +75,7 @@ def pretrain(
     batch_size: int = 128,
     learning_rate: float = LEARNING_RATE,
     generator: torch.Generator,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
 ) -> list[float]:
     """Train on the corpus of `arithmetic.documents`; every token carries loss.
 
@@ -101,7 +107,7 @@ def fine_tune(
     batch_size: int = 128,
     learning_rate: float = LEARNING_RATE,
     generator: torch.Generator,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
 ) -> list[float]:
     """Train on `arithmetic.supervised_examples`; only the answers carry loss.
 
@@ -156,7 +162,7 @@ def _train(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
-    checkpoint: Path | None,
+    checkpoint: Path | str | None,
 ) -> list[float]:
     if steps < 1 or batch_size < 1 or not 0 < learning_rate < math.inf:
         raise ValueError(
@@ -164,12 +170,14 @@ def _train(
             f"learning_rate={learning_rate} a positive number."
         )
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    require_optimizer(model, optimizer, name="model")
     scheduler = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
     run = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     settings = [draw.__name__, steps, batch_size, learning_rate]
     losses: list[float] = []
-    if checkpoint is not None and checkpoint.exists():
-        losses = _resume(checkpoint, run, settings, generator)
+    file = None if checkpoint is None else _writable(checkpoint)
+    if file is not None and file.exists():
+        losses = _resume(file, run, settings, generator)
     with tqdm(total=steps, initial=len(losses), unit="step") as bar:
         while len(losses) < steps:
             now = min(CHUNK, steps - len(losses))
@@ -180,8 +188,8 @@ def _train(
                 scheduler.step()
                 bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            if checkpoint is not None:
-                _save(checkpoint, run, settings, generator, losses)
+            if file is not None:
+                _save(file, run, settings, generator, losses)
     return losses
 
 
@@ -205,6 +213,28 @@ def _update(
     return loss.item()
 
 
+def _writable(checkpoint: Path | str) -> Path:
+    """The file to save a run in; refuse one that cannot be written, before any step."""
+    path = Path(checkpoint)
+    unfinished = _unfinished(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"The run cannot be saved in {path}: {error}. Give a file in a folder that "
+            "exists and can be written to."
+        ) from error
+    return path
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a run is written before it takes the place of the one before."""
+    return path.with_name(f"{path.name}.unfinished")
+
+
 def _save(
     path: Path,
     run: dict[str, Any],
@@ -216,9 +246,8 @@ def _save(
     state |= {"settings": settings, "losses": losses}
     state["generator"] = generator.get_state()
     # Whoever stops the program while it writes still has the file before.
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    torch.save(state, _unfinished(path))
+    _unfinished(path).replace(path)
 
 
 def _resume(
@@ -268,6 +297,7 @@ def learn_preferences(
     starts = range(0, compared, chunk)
     policy = TransformerPolicy(model, TEMPERATURE)
     scheduler = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=len(starts))
+    learnt = 0
     for start in tqdm(starts, unit="chunk"):
         asked = arithmetic.questions(
             min(chunk, compared - start), held_out=False, generator=generator
@@ -275,16 +305,24 @@ def learn_preferences(
         pairs = sample_pairs(policy, asked, generator=generator)
         chances = first_is_preferred(pairs.asked, pairs.first, pairs.second)
         pairs, chances = decided(pairs, chances)
-        fit_reward_model(
-            reward_model,
-            optimizer,
-            pairs.answers,
-            annotate(chances, generator=generator),
-            epochs=1,
-            minibatches=max(1, round(len(chances) / batch_size)),
-            generator=generator,
+        if len(chances) > 0:  # in a short chunk it may be that nothing is decided
+            fit_reward_model(
+                reward_model,
+                optimizer,
+                pairs.answers,
+                annotate(chances, generator=generator),
+                epochs=1,
+                minibatches=max(1, round(len(chances) / batch_size)),
+                generator=generator,
+            )
+            scheduler.step()
+            learnt += len(chances)
+    if learnt == 0:
+        raise ValueError(
+            f"In none of {compared} pairs was one answer right and the other wrong, so "
+            "there was nothing to learn from. Compare more answers, or another "
+            "policy's."
         )
-        scheduler.step()
     return reward_model
 
 
@@ -371,8 +409,9 @@ def measure_preferences(
     """Let a policy answer each question twice; what a reward model makes of the pairs.
 
     `right_over_wrong` is the share, among pairs of a right and a wrong answer, in which
-    the right one has the higher score. `loss` is the mean (preference) loss with an
-    annotator's choices, 0.693 for a model that knows nothing.
+    the right one has the higher score; equal scores do not count for it. `loss` is the
+    mean (preference) loss with an annotator's choices, 0.693 for a model that knows
+    nothing.
     """
     pairs = sample_pairs(TransformerPolicy(model), asked, generator=generator)
     truth = [
@@ -388,11 +427,12 @@ def measure_preferences(
         torch.where(chosen, difference, -difference), torch.zeros_like(difference)
     )
     mixed = truth[0] != truth[1]
-    agrees = (difference > 0) == (truth[0] > truth[1])
+    # The right answer's score less the wrong one's: equal scores tell nothing apart.
+    lead = torch.where(truth[0] > truth[1], difference, -difference)
     return {
         "pairs": float(len(mixed)),
         "mixed": mixed.float().mean().item(),
-        "right_over_wrong": agrees[mixed].float().mean().item(),
+        "right_over_wrong": (lead[mixed] > 0).float().mean().item(),
         "loss": loss.mean().item(),
     }
 
