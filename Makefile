@@ -3,7 +3,11 @@
 # Every command makes the environment that it needs, and renews it when its list of
 # packages or the interpreter changes. Another interpreter: make test PYTHON=python3.12
 
-PYTHON ?= python3
+# The first of these that can: the pinned packages want Python 3.11.5 to 3.14.
+CAN := import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 15))
+PYTHON ?= $(firstword $(foreach each,python3 python3.13 python3.12 python3.11 python3.14,\
+  $(shell $(each) -c '$(CAN)' 2>/dev/null && echo $(each))) python3)
+PYTHON := $(PYTHON)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # A reader's environment: the book from its stored outputs, without torch.
 BOOK := .venv-book
@@ -14,13 +18,16 @@ ALL_READY := $(ALL)/.ready-$(VERSION)
 # On top of it the libraries that ours is compared with.
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(VERSION)
+# The lowest versions that pyproject.toml promises.
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.ready-$(VERSION)
 GATE := $(ALL)/bin/python tests/gate.py
 PEERS_GATE := $(PEERS)/bin/python tests/gate.py
 NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: sweep test-portability notebooks-gpu clean
+.PHONY: sweep test-lowest address test-portability notebooks-gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -37,8 +44,10 @@ help:
 	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
 	@echo 'make test-peers        compare with other libraries, number by number'
 	@echo 'make sweep             sample from every causal language model of transformers'
+	@echo 'make test-lowest       the unit tests with the lowest versions that are promised'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
+	@echo 'make address NEW=...   move the repository to another address, everywhere'
 	@echo 'make clean             remove what was built; the environments stay'
 
 book: $(BOOK_READY)
@@ -62,6 +71,13 @@ test-peers: $(PEERS_READY)
 
 sweep: $(ALL_READY)
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(ALL)/bin/python -W ignore tests/sweep_models.py
+
+test-lowest: $(LOWEST_READY)
+	@PYTHONPATH=. OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(LOWEST)/bin/python -m pytest -q \
+	  -n 2 $(shell $(PYTHON) tests/lowest.py tests)
+
+address:
+	@$(PYTHON) tests/address.py $(NEW)
 
 test-portability: $(ALL_READY)
 	@$(GATE) portability
@@ -89,8 +105,8 @@ clean:
 
 # $(call environment,FOLDER,LIST): an environment with exactly the packages of a list.
 define environment
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
-	  "RL Notes needs Python 3.11 to 3.13. Choose one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c '$(CAN)' || { echo 'RL Notes needs Python 3.11.5 to 3.14, and $(PYTHON) is' \
+	  'none of them. Install one, or name it: make PYTHON=/path/to/python3.13 ...'; exit 1; }
 	@echo 'Installing $(2) into $(1), once, with Python $(VERSION) ...'
 	@$(PYTHON) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -r $(2)
@@ -106,6 +122,13 @@ $(ALL_READY): requirements.txt requirements-book.txt
 	$(call environment,$(ALL),requirements.txt)
 	@$(ALL)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
 	  "rl_notes_working_tree.pth").write_text("$(CURDIR)\n", encoding="utf-8")'
+	@touch $@
+
+$(LOWEST_READY): pyproject.toml requirements.txt tests/lowest.py
+	@mkdir -p $(LOWEST)
+	@$(PYTHON) tests/lowest.py packages > lowest.txt
+	$(call environment,$(LOWEST),lowest.txt)
+	@rm lowest.txt
 	@touch $@
 
 # The packages of $(ALL) are seen from here, not installed again.

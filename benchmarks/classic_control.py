@@ -15,6 +15,7 @@ An algorithm is a function of a seed that returns a `Run`; `ALGORITHMS` lists th
 """
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -32,7 +33,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from rl_notes.advantages import gae, normalise
 from rl_notes.divergences import kl_exact
@@ -118,12 +118,14 @@ def train_ours(
     *,
     episodes: int,
     decay: bool,
+    max_norm: float = math.inf,
     generator: torch.Generator,
 ) -> Run:
     """Play, `update` the policy, fit the value function, until the budget is used up.
 
     `update` is given the batch, its normalised advantages, and the share of the budget
     that is left, by which the learning rate of the value function decays, if it does.
+    `max_norm` clips the gradient of the value function.
     """
     begin = time.process_time()
     env = gymnasium.make_vec(
@@ -156,6 +158,7 @@ def train_ours(
             epochs=EPOCHS,
             minibatches=minibatches_of(batch, setting.minibatch),
             generator=generator,
+            max_norm=max_norm,
         )
         ended += ended_in(batch, setting.num_envs, before=sum(batches))
         batches.append(steps)
@@ -186,15 +189,10 @@ def our_trpo(seed: int) -> Run:
     )
 
 
-def our_ppo(seed: int) -> Run:
+def our_ppo(seed: int, *, value_norm: float = MAX_NORM) -> Run:
     g = torch.Generator().manual_seed(seed)
     policy = our_policy(g)
     optimizer = adam(policy)
-
-    def clip_gradient(*_: object) -> None:
-        clip_grad_norm_(policy.parameters(), MAX_NORM)
-
-    optimizer.register_step_pre_hook(clip_gradient)
 
     def update(batch: Trajectories, advantages: Tensor, left: float) -> UpdateStats:
         set_learning_rate(optimizer, LEARNING_RATE * left)
@@ -208,11 +206,18 @@ def our_ppo(seed: int) -> Run:
             epochs=EPOCHS,
             minibatches=minibatches_of(batch, IN_PPO.minibatch),
             generator=g,
+            max_norm=MAX_NORM,
         )
 
     setting = replace(IN_PPO, num_envs=PPO_EPISODES)
     return train_ours(
-        policy, update, setting, episodes=PPO_EPISODES, decay=True, generator=g
+        policy,
+        update,
+        setting,
+        episodes=PPO_EPISODES,
+        decay=True,
+        max_norm=value_norm,
+        generator=g,
     )
 
 
@@ -366,6 +371,7 @@ ALGORITHMS = {
     f"sb3-contrib TRPO, {STEPS:,}": partial(their_trpo, batch=STEPS),
     f"sb3-contrib TRPO, {MORE_STEPS:,}": partial(their_trpo, batch=MORE_STEPS),
     "rl_notes ppo": our_ppo,
+    "rl_notes ppo, value not clipped": partial(our_ppo, value_norm=math.inf),
     "stable-baselines3 PPO": their_ppo,
 }
 

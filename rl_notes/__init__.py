@@ -7,6 +7,8 @@ and loads nothing else. Everything is imported from its own module, for example
 
 import gymnasium
 
+__version__ = "0.1.0"
+
 if "rl_notes/Maze-v0" not in gymnasium.registry:
     gymnasium.register(
         id="rl_notes/Maze-v0",

@@ -13,6 +13,8 @@ from notebook_rules import load, setup_cell
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import rl_notes
+
 PLAIN = {".py", ".md", ".yml", ".toml", ".txt", ".cff", ".bib", ".css", ".js", ".mjs"}
 TEXT = PLAIN | {".ipynb", ".cfg", ".svg", ".html", ".json"}
 NAMED = {"Makefile", "LICENSE", "LICENSE-TEXT", "run", ".gitignore", ".gitattributes"}
@@ -20,7 +22,8 @@ SKIPPED = {".git", "_build", "build", "dist", "node_modules", "mathjax", "__pyca
 KEPT = {".ci", ".github"}
 DEPENDENCIES = {
     *("numpy", "torch", "gymnasium", "matplotlib"),
-    *("transformers", "jaxtyping", "tqdm", "safetensors"),
+    *("transformers", "tokenizers", "jaxtyping", "tqdm", "safetensors"),
+    *("pillow", "cycler", "ipython"),
 }
 ADDRESS = re.compile(
     r"(?:github\.com|githubusercontent\.com|google\.com/github)/([\w.-]+)/([\w.-]*\w)"
@@ -139,7 +142,7 @@ def test_the_citation_names_what_is_needed():
     assert citation["title"] == config()["title"] == "RL Notes"
     assert citation["authors"] == [{"name": config()["author"]}]
     assert citation["repository-code"] == config()["repository"]["url"]
-    assert citation["version"] == project()["project"]["version"]
+    assert citation["version"] == rl_notes.__version__
     assert citation["message"] and citation["license"]
 
 
