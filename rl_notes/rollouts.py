@@ -6,13 +6,19 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from rl_notes.policies import in_float32, sample
 from rl_notes.trajectories import Trajectories
 
+ARRAYS = (Discrete, Box, MultiBinary, MultiDiscrete)
+MAKE_VECTORS = (
+    "To make vectors of floats of them, give make_vec "
+    "wrappers=[gymnasium.wrappers.FlattenObservation, lambda env: "
+    "gymnasium.wrappers.DtypeObservation(env, numpy.float32)]."
+)
 Environment = gymnasium.vector.VectorEnv[Any, Any, Any]
 
 
@@ -33,10 +39,10 @@ def rollout(
     not over-represented. An episode that ends early waits for the others: what
     gymnasium's automatic reset does meanwhile is never stored.
 
-    Actions are `Discrete`; observations are state numbers, `Discrete`, or real numbers,
-    a `Box` of floats. State number 0 is the space's first, as is action 0. Anything
-    else is refused, and most of it can be wrapped. Blackjack shows a tuple of numbers,
-    which becomes a vector of 45:
+    Actions are `Discrete`; observations are state numbers, `Discrete`, or arrays that
+    the policy can read, such as vectors of floats. State number 0 is the space's first,
+    as is action 0. Anything else is refused, and most of it can be wrapped. Blackjack
+    shows a tuple of numbers, which becomes a vector of 45:
 
         as_vector = [FlattenObservation, lambda env: DtypeObservation(env, np.float32)]
         env = gymnasium.make_vec("Blackjack-v1", num_envs=8, wrappers=as_vector)
@@ -113,7 +119,8 @@ def _play(
     }
     actions_of = cast(Discrete, env.single_action_space)
     width, first_action = int(actions_of.n), int(actions_of.start)
-    first_state = int(getattr(env.single_observation_space, "start", 0))
+    space = env.single_observation_space
+    first_state = int(space.start) if isinstance(space, Discrete) else 0
     alive = torch.ones(env.num_envs, dtype=torch.bool, device="cpu")
     seen = torch.as_tensor(np.array(observations), device="cpu") - first_state
     record["observations"].append(seen)
@@ -127,7 +134,7 @@ def _play(
             )
         states = record["observations"][-1].to(device)
         with torch.no_grad():
-            logits = _choice(policy(states[:, None]), env.num_envs, width)
+            logits = _choice(_logits(policy, states[:, None], env), env.num_envs, width)
         uniforms = torch.rand(
             env.num_envs, generator=draws, dtype=torch.float64, device="cpu"
         )
@@ -229,16 +236,23 @@ def _check_spaces(env: Environment) -> None:
             f"rollout needs discrete actions, but env has {env.single_action_space}."
         )
     space = env.single_observation_space
-    if isinstance(space, Discrete):
-        return
-    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
-        return
-    raise ValueError(
-        "rollout needs observations that are state numbers (Discrete) or real numbers "
-        f"(a Box of floats), but env has {space}. Make vectors of floats of them, with "
-        "wrappers=[gymnasium.wrappers.FlattenObservation, lambda env: "
-        "gymnasium.wrappers.DtypeObservation(env, numpy.float32)] in make_vec."
-    )
+    if not isinstance(space, ARRAYS):
+        raise ValueError(
+            "rollout needs observations that are state numbers (Discrete) or arrays, "
+            f"but env has {space}. {MAKE_VECTORS}"
+        )
+
+
+def _logits(policy: nn.Module, states: Tensor, env: Environment) -> Tensor:
+    """The policy's logits; where it cannot read the states, say what they are."""
+    try:
+        logits: Tensor = policy(states)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} The environment's observations are "
+            f"{env.single_observation_space}. {MAKE_VECTORS}"
+        ) from error
+    return logits
 
 
 def _check_infos(infos: Any) -> None:

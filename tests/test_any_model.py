@@ -8,10 +8,13 @@ import math
 
 import pytest
 import torch
+import transformers
 from batches import seeded
 from language_models import fresh
+from packaging.version import Version
 from sweep_models import PROMPTS, largest_difference, small_model
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     BatchEncoding,
@@ -57,6 +60,12 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_sampled_is_what_is_scored(kind, group_size):
     """Prompts of 1 to 9 tokens; the longest text is past a window of 6 tokens."""
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {kind}")
+    if kind == "mamba" and Version(transformers.__version__) < Version("5"):
+        with pytest.raises(ValueError, match="MambaForCausalLM gives no cache"):
+            largest_difference(small_model(kind), group_size)
+        return
     assert largest_difference(small_model(kind), group_size) < 1e-4
 
 
@@ -217,7 +226,8 @@ def test_gradient_checkpointing_changes_nothing_but_time():
     model = small_model("llama")
     expected = answer(model)
     before = "gradient_checkpointing_enable"  # what older versions call it
-    getattr(model, "activation_checkpointing_enable", getattr(model, before))()
+    begin = getattr(model, "activation_checkpointing_enable", getattr(model, before))
+    begin({"use_reentrant": False})
     found = answer(model.train())
     assert torch.equal(found.actions, expected.actions)
     advantages = torch.where(expected.mask, 1.0, 0.0)
