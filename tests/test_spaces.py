@@ -179,6 +179,7 @@ def test_actions_must_be_discrete(actions):
 # Policies
 
 
+@pytest.mark.usefixtures("as_a_reader_runs_it")
 @pytest.mark.parametrize("table", [TabularPolicy(4, 2), TabularValue(4)])
 def test_a_table_has_no_row_for_a_vector(table):
     with pytest.raises(ValueError, match=r"float32 of shape \(2, 1, 4\).*MLPPolicy"):
@@ -221,6 +222,7 @@ def test_what_a_policy_gives_must_be_logits():
 # Environments
 
 
+@pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_one_environment_is_refused():
     with pytest.raises(ValueError, match=r"one environment.*gymnasium\.make_vec"):
         rollout(

@@ -247,7 +247,7 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
 
 def _parts(
     rows: Int[Tensor, " M"], lengths: Int[Tensor, " N"], size: int
-) -> Sequence[Int[Tensor, " K"]]:
+) -> Sequence[Tensor]:
     """The rows in order of length, `size` of them at a time."""
     by_length = rows[lengths[rows].argsort(stable=True)]
     return torch.split(by_length, size) if len(rows) else []
@@ -265,8 +265,8 @@ def _measured(
     policy: nn.Module,
     before: dict[str, Tensor],
     trajectories: Trajectories,
-    parts: Sequence[Int[Tensor, " K"]],
-    kept: Sequence[Float[Tensor, "K L A"]],
+    parts: Sequence[Tensor],
+    kept: Sequence[Tensor],
     held: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, float]:
     """How far the policy has moved from the one it was, added up part by part.
