@@ -181,12 +181,14 @@ def test_a_model_without_a_cache_is_refused_by_name():
         ([torch.tensor([1, 5])], "A prompt holds a Tensor"),
     ],
 )
+@pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_what_is_no_list_of_lists_of_ids_is_refused(prompts, message):
     with pytest.raises(ValueError, match=message) as refused:
         answer(fresh(), prompts=prompts)
     assert 'tokenizer(texts)["input_ids"]' in str(refused.value)
 
 
+@pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_a_model_that_is_no_policy_is_refused():
     options = {"max_new_tokens": 2, "generator": seeded(0)}
     with pytest.raises(ValueError, match=r"LlamaForCausalLM\. .*TransformerPolicy\(mo"):
