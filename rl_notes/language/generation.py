@@ -213,8 +213,8 @@ def _require_the_same_without_cache(
             f"{_name(policy.model)} gives its own tokens other log-probabilities with "
             f"its cache than without: they differ by {found:.3g} in the mean, where "
             f"{allowed:.3g} is allowed for rounding. Its cache, or its mask for "
-            " different lengths, does not do what it should, or it is not causal. "
-            "Try prompts of one length, or another version of transformers."
+            "prompts of different lengths, does not do what it should, or it is not "
+            "causal. Try prompts of one length, or another version of transformers."
         )
 
 
