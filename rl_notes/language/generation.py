@@ -156,7 +156,7 @@ def _padded_on_the_left(
 
 
 def _next_logits(
-    model: PreTrainedModel,
+    model: nn.Module,
     ids: Int[Tensor, "N P"],
     attention_mask: Int[Tensor, "N K"],
     cache: dict[str, Any],

@@ -63,7 +63,7 @@ def new_reward_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def answer_scores(
-    reward_model: PreTrainedModel, trajectories: Trajectories
+    reward_model: nn.Module, trajectories: Trajectories
 ) -> Float[Tensor, " N"]:
     """The score r(q, o) of every row: question q, then answer o (score).
 
@@ -87,7 +87,7 @@ def answer_scores(
 
 
 def fit_reward_model(
-    reward_model: PreTrainedModel,
+    reward_model: nn.Module,
     optimizer: torch.optim.Optimizer,
     answers: Trajectories,
     first_preferred: Bool[Tensor, " M"],

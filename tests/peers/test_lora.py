@@ -110,6 +110,7 @@ def test_a_value_with_an_adapter_learns_through_it(adapted):
         assert not torch.equal(weight, old)
 
 
+@pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_a_reward_model_is_made_of_the_merged_model(adapted):
     with pytest.raises(ValueError, match=r"model\.merge_and_unload\(\)"):
         new_reward_model(adapted)
