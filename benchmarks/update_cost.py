@@ -1,7 +1,7 @@
 """What `grpo_update` costs beside a plain loop that reports nothing: time and memory.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python benchmarks/update_cost.py
+    PYTHONPATH=.:tests python benchmarks/update_cost.py
 
 A Llama of two layers of width 64 with a vocabulary of 300, and one with 50,000; 16 rows
 of 127 tokens, all but 10 of them an answer; Adam; one thread. The plain loop is what a
@@ -23,14 +23,12 @@ import platform
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from peak_memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl_notes.objectives import token_clip
@@ -114,33 +112,6 @@ def seconds(update: Callable[..., None], given, **options) -> tuple[float, list]
     begin = time.process_time()
     update(policy, optimizer, batch, advantages, **options)
     return time.process_time() - begin, list(policy.parameters())
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made inside have held at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held, self.bytes, self.peak = set(), 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.bytes)
-        return made
-
-    def count(self, storage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.held:
-            self.held.add(key)
-            self.bytes += size
-            weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key, size) -> None:
-        self.held.discard(key)
-        self.bytes -= size
 
 
 def memory(update: Callable[..., object], words: int, rows: int) -> float:

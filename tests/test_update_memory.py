@@ -1,14 +1,12 @@
 """How much memory an update takes: it follows `micro_batch`, not the batch."""
 
-import weakref
 from functools import partial
 
 import pytest
 import torch
 from batches import random_batch, seeded
+from peak_memory import Peak
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rl_notes.objectives import token_clip
 from rl_notes.policies import action_logprobs
@@ -22,33 +20,6 @@ UPDATES = {
     "ppo": partial(ppo_update, **CLIP, **ONCE),
     "grpo": partial(grpo_update, objective=partial(token_clip, **CLIP), **ONCE),
 }
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made inside have held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.held, self.bytes, self.peak = set(), 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.bytes)
-        return made
-
-    def count(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.held:
-            self.held.add(key)
-            self.bytes += size
-            weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key, size):
-        self.held.discard(key)
-        self.bytes -= size
 
 
 def peak_of(update, rows):

@@ -53,7 +53,7 @@ def generate(
     cache or its mask does not do what they should, is refused by name.
 
     Args:
-        policy: The language model, any that is causal.
+        policy: A causal language model of transformers.
         prompts: Token ids, the begin token included, one list per prompt, without
             padding: `tokenizer(texts)["input_ids"]`. Their lengths may differ.
         group_size: Answers per prompt.
