@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor, nn
 
 from rl_notes.trajectories import Trajectories
@@ -89,8 +89,10 @@ class TransformerPolicy(nn.Module):
 
     def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T A"]:
         """Logits of the next token after each prefix `observations[:, : t + 1]`."""
-        logits: Tensor = self.model(input_ids=observations, use_cache=False).logits
-        return in_float32(logits) / self.temperature
+        output = self.model(input_ids=observations, use_cache=False)
+        logits = in_float32(output.logits)
+        # By 1 nothing changes, and in a large vocabulary to divide is dear.
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 class TabularValue(nn.Module):
@@ -234,8 +236,8 @@ def action_logprobs(
     is the log-probability of the whole answer or episode, given its start (sequence).
     The last observation s_T is left out: no action was taken there.
     """
-    logits = forward_distinct(policy, states(trajectories))
-    return chosen_logprobs(logits, trajectories)
+    logprobs = forward_distinct(policy, states(trajectories)).log_softmax(-1)
+    return chosen_logprobs(logprobs, trajectories.actions, trajectories.mask)
 
 
 def forward_distinct(
@@ -281,20 +283,20 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def chosen_logprobs(
-    logits: Float[Tensor, "N K A"], trajectories: Trajectories
+    logprobs: Float[Tensor, "N K A"],
+    actions: Int[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
 ) -> Float[Tensor, "N T"]:
-    """Log-probability of every stored action under these logits, 0 where not masked.
+    """The log-probability of the action at each step, of those of all the actions.
 
-    What `action_logprobs` is made of, for whoever needs the logits as well. They may
-    end with the longest row, at column K <= T.
+    0 where the mask is False. What `action_logprobs` is made of, for whoever needs the
+    others as well. They may end with the longest row, at column K <= T.
     """
     # What is stored beyond the mask need not be a valid action: gather must not see it.
-    actions = torch.where(trajectories.mask, trajectories.actions, 0)
-    actions = actions[:, : logits.shape[1], None]
-    logprobs = logits.log_softmax(-1).gather(-1, actions)[..., 0]
-    past = trajectories.mask.shape[1] - logits.shape[1]
-    logprobs = nn.functional.pad(logprobs, (0, past))
-    return torch.where(trajectories.mask, logprobs, 0)
+    actions = torch.where(mask, actions, 0)[:, : logprobs.shape[1], None]
+    chosen = logprobs.gather(-1, actions)[..., 0]
+    chosen = nn.functional.pad(chosen, (0, mask.shape[1] - logprobs.shape[1]))
+    return torch.where(mask, chosen, 0)
 
 
 def states(trajectories: Trajectories) -> Shaped[Tensor, "N T ..."]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from rl_notes.objectives import token_clip
 from rl_notes.policies import action_logprobs
-from rl_notes.updates import group, grpo_update, ppo_update, reinforce_update
+from rl_notes.updates import grpo_update, ppo_update, reinforce_update
 
 WORDS, STEPS = 50_000, 16
 CLIP = {"clip_low": 0.2, "clip_high": 0.2}
@@ -39,9 +39,7 @@ def peak_of(update, rows):
 
 
 @pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
-def test_memory_follows_the_micro_batch(update, monkeypatch):
-    # Rows are short here, to be quick, and so is what is kept of the first pass.
-    monkeypatch.setattr(group, "KEPT", 2**22)
+def test_memory_follows_the_micro_batch(update):
     small, large = peak_of(update, 16), peak_of(update, 32)
     assert 0.1 < small < 1.0
     assert large < 1.1 * small

@@ -4,7 +4,7 @@ The loop itself is `ascend`, in `rl_notes.updates.group`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -52,6 +52,8 @@ def require_per_step(
 def require_update(  # noqa: PLR0913 (most are numbers)
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
+    trajectories: Trajectories,
+    per_step: Mapping[str, Tensor | None],
     *,
     name: str = "policy",
     epochs: int,
@@ -62,17 +64,19 @@ def require_update(  # noqa: PLR0913 (most are numbers)
     max_kl: float | int = math.inf,
 ) -> None:
     """Raise unless steps of the optimizer can change the module, and each has a row."""
-    if rows == 0:
+    for each, numbers in per_step.items():
+        if numbers is not None:
+            require_per_step(numbers, trajectories, name=each)
+    if not bool(trajectories.mask.any()):
         raise ValueError("The mask selects no step at all, so there is no update.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
+    for number, of in ((epochs, "epochs"), (micro_batch, "micro_batch")):
+        if number is not None and number < 1:
+            raise ValueError(f"{of} must be at least 1, but it is {number}.")
     if not 1 <= minibatches <= rows:
         raise ValueError(
             f"minibatches={minibatches}, but it must lie between 1 and the number of "
             f"rows that are dealt out to them: {rows}."
         )
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch must be at least 1, but it is {micro_batch}.")
     for limit, of in ((max_norm, "max_norm"), (max_kl, "max_kl")):
         if not limit > 0:
             raise ValueError(

@@ -83,4 +83,5 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         max_norm=max_norm,
         max_kl=max_kl,
     )
+    del found["rows"]
     return ClipStats(**found)

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,7 +21,6 @@ from rl_notes.updates._shared import (
     all_or_nothing,
     clip_gradient,
     require_its_own,
-    require_per_step,
     require_update,
     shuffled,
 )
@@ -30,11 +29,11 @@ from rl_notes.updates._shared import (
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Of one number per step and the mask: a scalar, linear in the first.
 Aggregation = Callable[[Tensor, Tensor], Tensor]
-# The old policy's logits are kept from the first pass until they are so many numbers,
-# 64 MB in float32. Those of the other rows are computed again when they are needed.
-KEPT = 2**24
-# So many logits are compared at a time: few enough to stay in a processor's cache.
-COMPARED = 2**17
+# What the old policy says is kept from the first pass until it is so many numbers, 16
+# MB in float32: more would cost more than to compute it again when it is needed.
+KEPT = 2**22
+# So many log-probabilities are compared at a time: they stay in a processor's cache.
+COMPARED = 2**18
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,7 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         max_norm: The gradient of a minibatch is scaled to this norm at most (gradient
             clipping).
     """
-    _require_reference(trajectories, reference_logprobs, beta)
-    require_per_step(advantages, trajectories)
-    mask = trajectories.mask
-    live = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
+    every = torch.ones_like(trajectories.mask[:, 0])
     found = ascend(
         policy,
         optimizer,
@@ -144,17 +140,16 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         advantages,
         objective=objective,
         aggregate=aggregate,
+        dealt=every,
         epochs=epochs,
         minibatches=minibatches,
         generator=generator,
-        dealt=torch.ones_like(live),
-        live=live,
         reference_logprobs=reference_logprobs,
         beta=beta,
         micro_batch=micro_batch,
         max_norm=max_norm,
     )
-    return GroupStats(**found, rows=int(live.sum()))
+    return GroupStats(**found)
 
 
 def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
@@ -166,7 +161,7 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     objective: Objective,
     aggregate: Aggregation,
     dealt: Bool[Tensor, " N"],
-    live: Bool[Tensor, " N"],
+    live: Bool[Tensor, " N"] | None = None,
     epochs: int,
     minibatches: int,
     generator: torch.Generator,
@@ -184,28 +179,33 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
 
     where w are the `step_weights` of the aggregation over the whole minibatch. As this
     is a sum over rows, they are run in parts, and those with nothing to climb, where
-    `live` is False, not at all. The rows that are `dealt` make up the minibatches.
+    `live` is False, not at all. If it is not given, rows are live where an advantage
+    is not 0, or any step if beta is not. The rows `dealt` make up the minibatches.
 
     Returns:
-        What `ClipStats` holds, measured on the live rows, or if there is none on all
+        What `GroupStats` holds, measured on the live rows, or if there is none on all
         that have a step.
     """
-    require_per_step(advantages, trajectories)
+    _require_reference(reference_logprobs, beta)
     require_update(
         policy,
         optimizer,
+        trajectories,
+        {"advantages": advantages, "reference_logprobs": reference_logprobs},
         epochs=epochs,
         minibatches=minibatches,
-        rows=int(dealt.sum()) if bool(trajectories.mask.any()) else 0,
+        rows=int(dealt.sum()),
         micro_batch=micro_batch,
         max_norm=max_norm,
         max_kl=max_kl,
     )
-    old, mask, lengths = trajectories.logprobs, trajectories.mask, trajectories.lengths
-    seen, advantages = states(trajectories), advantages.detach()
-    kept: list[Tensor] = []  # the old policy's logits, part by part, while they are few
+    old, mask, actions = trajectories.logprobs, trajectories.mask, trajectories.actions
+    seen, lengths = states(trajectories), trajectories.lengths
+    advantages, size = advantages.detach(), micro_batch or len(mask)
+    climbs = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
+    live = climbs if live is None else live
     norms: list[float] = []
-    size = micro_batch or len(mask)
+    kept: list[Tensor] = []  # what the old policy says, of the first parts
 
     def climb(rows: Int[Tensor, " M"]) -> None:
         """One step of the optimizer up the aggregate of a minibatch."""
@@ -217,12 +217,12 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
         else:  # a gradient of zero is a step too: momentum goes on
             _zero_gradient(policy)
         for part in _parts(rows[live[rows]], lengths, size):
-            logits = forward_distinct(policy, seen[part, : int(lengths[part].max())])
-            new = chosen_logprobs(logits, trajectories.select(part))
+            logprobs = _all_logprobs(policy, seen[part], lengths[part])
+            new = chosen_logprobs(logprobs, actions[part], mask[part])
             if not norms:  # no step was taken yet: this is the policy that sampled
                 require_its_own(policy, new, trajectories, part)
-            if not norms and minibatches == 1 and sum(k.numel() for k in kept) < KEPT:
-                kept.append(logits.detach())
+            if not norms and minibatches == 1 and sum(map(torch.numel, kept)) < KEPT:
+                kept.append(logprobs.detach())
             x = objective(new, old[part], advantages[part], mask[part])
             if reference_logprobs is not None and beta > 0:
                 x = x - beta * k3(new, reference_logprobs[part].detach())
@@ -231,9 +231,9 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
         norms.append(clip_gradient(policy, max_norm))
         optimizer.step()
 
-    held = partial(_held, objective, trajectories, advantages)
     scored = live if bool(live.any()) else mask.any(dim=1)
     measured = _parts(scored.nonzero()[:, 0], lengths, size)
+    held = partial(_held, objective, trajectories, advantages)
     done, found = 0, {"kl_mean": 0.0}
     with all_or_nothing(policy, optimizer, generator) as before:
         while done < epochs and found["kl_mean"] <= max_kl:
@@ -242,7 +242,8 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
             done += 1
             if done == epochs or max_kl < math.inf:
                 found = _measured(policy, before, trajectories, measured, kept, held)
-    return {**found, "gradient_norm": sum(norms) / len(norms), "epochs": done}
+    found |= {"gradient_norm": sum(norms) / len(norms), "epochs": done}
+    return {**found, "rows": int(live.sum())}
 
 
 def _parts(
@@ -251,6 +252,15 @@ def _parts(
     """The rows in order of length, `size` of them at a time."""
     by_length = rows[lengths[rows].argsort(stable=True)]
     return torch.split(by_length, size) if len(rows) else []
+
+
+def _all_logprobs(
+    policy: Callable[[Tensor], Tensor],
+    seen: Shaped[Tensor, "K T ..."],
+    lengths: Int[Tensor, " K"],
+) -> Float[Tensor, "K L A"]:
+    """The log-probability of every action at each step, up to the longest row's end."""
+    return forward_distinct(policy, seen[:, : int(lengths.max())]).log_softmax(-1)
 
 
 def _zero_gradient(policy: nn.Module) -> None:
@@ -271,21 +281,22 @@ def _measured(
 ) -> dict[str, float]:
     """How far the policy has moved from the one it was, added up part by part.
 
-    In the first parts the old policy's logits are `kept`. In the others its weights,
+    What that one said of the first parts is `kept`. For the others its weights,
     `before`, are put into the policy for one more look.
     """
+    seen, lengths = states(trajectories), trajectories.lengths
     found: list[tuple[Tensor, ...]] = []  # of each part: one number per step
     for part, known in zip_longest(parts, kept):
-        rows = trajectories.select(part)
-        seen = states(rows.trimmed())
-        logits, old_logits = forward_distinct(policy, seen), known
-        if known is None:
-            there = partial(functional_call, policy, before)
-            old_logits = forward_distinct(there, seen)
-        kl, bits, new, old = _compared(old_logits, logits, rows)
+        actions, mask = trajectories.actions[part], trajectories.mask[part]
+        now, then = _all_logprobs(policy, seen[part], lengths[part]), known
+        if then is None:
+            sampler = partial(functional_call, policy, before)
+            then = _all_logprobs(sampler, seen[part], lengths[part])
+        new, old = (chosen_logprobs(x, actions, mask) for x in (now, then))
         require_its_own(policy, old, trajectories, part)
-        ratio, flat = importance_ratio(new, rows.logprobs), held(part, new)
-        found.append((kl, bits, ratio[rows.mask], flat[rows.mask].double()))
+        ratio = importance_ratio(new, trajectories.logprobs[part])
+        numbers = (*_compared(then, now, mask), ratio[mask], held(part, new)[mask])
+        found.append(numbers)
     kl, bits, ratio, flat = (torch.cat(x) for x in zip(*found, strict=True))
     if not bool(torch.isfinite(kl).all()):
         raise ValueError(
@@ -296,47 +307,32 @@ def _measured(
         "kl_mean": float(kl.mean()),
         "kl_max": float(kl.max()),
         "entropy": float(bits.mean()),
-        "clip_fraction": float(flat.mean()),
+        "clip_fraction": float(flat.double().mean()),
         "ratio_min": float(ratio.min()),
         "ratio_max": float(ratio.max()),
     }
 
 
 def _compared(
-    old_logits: Float[Tensor, "K L A"],
-    new_logits: Float[Tensor, "K L A"],
-    rows: Trajectories,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `kl_exact`, `entropy` and `chosen_logprobs` say of the steps of these rows.
+    old: Float[Tensor, "K L A"], new: Float[Tensor, "K L A"], mask: Bool[Tensor, "K T"]
+) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+    """`kl_exact` of the old policy from the new one, and `entropy` of the new one.
 
-    In a large vocabulary that would cost more than to run the policy. So they share two
-    softmaxes here, of as few positions at a time as stay in the processor's cache.
-
-    Returns:
-        KL(old || new) and the entropy of the new policy, one number per step, [S]; the
-        log-probabilities of the actions, new and old, [K, T].
+    Both are given by the log-probabilities of all their actions. In a large vocabulary
+    the two functions would cost more than to run the policy. So they share what they
+    need here, for as few steps at a time as stay in the processor's cache.
     """
-    length, few = new_logits.shape[1], max(1, COMPARED // new_logits.shape[-1])
-    inside = rows.mask[:, :length].flatten()
-    actions = torch.where(rows.mask, rows.actions, 0)[:, :length].reshape(-1, 1)
-    found = []
-    for x, y, taken, here in zip(
-        torch.split(old_logits.flatten(0, 1), few),
-        torch.split(new_logits.flatten(0, 1), few),
-        torch.split(actions, few),
-        torch.split(inside, few),
-        strict=True,
-    ):
-        p, q = x.log_softmax(-1), y.log_softmax(-1)
-        kl, bits = (p.exp() * (p - q)).sum(-1), -(q.exp() * q).sum(-1)
+    found, few = [], max(1, COMPARED // new.shape[-1])
+    flat = zip(*(torch.split(x.flatten(0, 1), few) for x in (old, new)), strict=True)
+    for p, q in flat:
+        kl = torch.linalg.vecdot(p.softmax(-1), p - q)
+        bits = -torch.linalg.vecdot(q.softmax(-1), q)
         if not bool(torch.isfinite(kl + bits).all()):  # where an action is impossible
             kl, bits = kl_exact(p, q), entropy(q)
-        new, old = q.gather(-1, taken)[:, 0], p.gather(-1, taken)[:, 0]
-        found.append([number[here] for number in (kl, bits, new, old)])
-    kl, bits, *chosen = (torch.cat(x) for x in zip(*found, strict=True))
-    empty = torch.zeros(rows.mask.shape, dtype=kl.dtype, device=kl.device)
-    new, old = (empty.masked_scatter(rows.mask, x) for x in chosen)
-    return kl, bits, new, old
+        found.append((kl, bits))
+    kl, bits = (torch.cat(x) for x in zip(*found, strict=True))
+    steps = mask[:, : new.shape[1]].flatten()
+    return kl[steps], bits[steps]
 
 
 def _held(
@@ -355,10 +351,8 @@ def _held(
     return (slope == 0) & (advantages[part] != 0)
 
 
-def _require_reference(
-    trajectories: Trajectories, logprobs: Tensor | None, beta: float | int
-) -> None:
-    """Refuse a price without a reference, and a reference of another shape."""
+def _require_reference(logprobs: Tensor | None, beta: float | int) -> None:
+    """Refuse a price that is none, and one without a reference."""
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be a number from 0 up, but it is {beta}.")
     if logprobs is None and beta > 0:
@@ -366,5 +360,3 @@ def _require_reference(
             f"beta is {beta}, but there are no reference_logprobs. Pass "
             "`action_logprobs(reference, trajectories)`, without a gradient."
         )
-    if logprobs is not None:
-        require_per_step(logprobs, trajectories, name="reference_logprobs")

@@ -103,7 +103,8 @@ def trpo_update(
     logits = policy(seen)
     objective = _mean_surrogate(logits, trajectories, advantages)
     old_logits, old_objective = logits.detach(), float(objective.detach())
-    old_logprobs = chosen_logprobs(old_logits, trajectories)
+    every = old_logits.log_softmax(-1)
+    old_logprobs = chosen_logprobs(every, trajectories.actions, mask)
     require_its_own(policy, old_logprobs, trajectories)
     gradient = flat_gradient(objective, weights)
     gradient_norm = finite(float(gradient.norm()))
@@ -155,9 +156,10 @@ def _mean_surrogate(
     advantages: Float[Tensor, "N T"],
 ) -> Float[Tensor, ""]:
     """L: the (surrogate) of a policy with these logits, mean over the steps."""
-    logprobs = chosen_logprobs(logits, trajectories)
+    actions, mask = trajectories.actions, trajectories.mask
+    logprobs = chosen_logprobs(logits.log_softmax(-1), actions, mask)
     ratio = importance_ratio(logprobs, trajectories.logprobs)
-    return mean_over_tokens(surrogate(ratio, advantages.detach()), trajectories.mask)
+    return mean_over_tokens(surrogate(ratio, advantages.detach()), mask)
 
 
 def _inside_and_better(kl: float, gain: float, max_kl: float | int) -> bool:

@@ -14,7 +14,6 @@ from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
     all_or_nothing,
     clip_gradient,
-    require_per_step,
     require_update,
     shuffled,
 )
@@ -66,11 +65,12 @@ def fit_value(
     call.
     """
     mask = trajectories.mask
-    require_per_step(targets, trajectories, name="targets")
     dealt = mask.any(dim=1)
     require_update(
         value,
         optimizer,
+        trajectories,
+        {"targets": targets},
         name="value function",
         epochs=epochs,
         minibatches=minibatches,
