@@ -21,8 +21,8 @@ PEERS_READY := $(PEERS)/.ready-$(VERSION)
 # The lowest versions that pyproject.toml promises.
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/.ready-$(VERSION)
-GATE := $(ALL)/bin/python tests/gate.py
-PEERS_GATE := $(PEERS)/bin/python tests/gate.py
+GATE := $(ALL)/bin/python tools/gate.py
+PEERS_GATE := $(PEERS)/bin/python tools/gate.py
 NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
@@ -51,7 +51,7 @@ help:
 	@echo 'make clean             remove what was built; the environments stay'
 
 book: $(BOOK_READY)
-	@$(BOOK)/bin/python tests/gate.py book
+	@$(BOOK)/bin/python tools/gate.py book
 
 test: $(ALL_READY) $(PEERS_READY)
 	@$(GATE) check unit notebooks book site
@@ -70,15 +70,15 @@ test-peers: $(PEERS_READY)
 	@$(PEERS_GATE) peers
 
 sweep: $(ALL_READY)
-	@PYTHONPATH=. OMP_NUM_THREADS=1 $(ALL)/bin/python -W ignore tests/sweep_models.py
+	@PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(ALL)/bin/python -W ignore tools/sweep_models.py
 
 # What old versions of others do that newer ones of others deprecate is not our fault.
 test-lowest: $(LOWEST_READY)
 	@PYTHONPATH=. OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(LOWEST)/bin/python -m pytest -q \
-	  -n 2 -W ignore::DeprecationWarning $(shell $(PYTHON) tests/lowest.py tests)
+	  -n 2 -W ignore::DeprecationWarning $(shell $(PYTHON) tools/lowest.py tests)
 
 address:
-	@$(PYTHON) tests/address.py $(NEW)
+	@$(PYTHON) tools/address.py $(NEW)
 
 test-portability: $(ALL_READY)
 	@$(GATE) portability
@@ -87,11 +87,11 @@ notebooks-gpu: $(ALL_READY)
 	@$(GATE) notebooks_gpu
 
 notebooks: $(ALL_READY)
-	@$(ALL)/bin/python tests/run_notebooks.py $(NOTEBOOKS)
+	@$(ALL)/bin/python tools/run_notebooks.py $(NOTEBOOKS)
 
 results: $(ALL_READY)
 	@for name in $(EXPERIMENTS); do echo $$name; \
-	  PYTHONPATH=. OMP_NUM_THREADS=1 $(ALL)/bin/python experiments/$$name.py || exit 1; done
+	  OMP_NUM_THREADS=1 $(ALL)/bin/python -m experiments.$$name || exit 1; done
 
 figures: $(ALL_READY)
 	@OMP_NUM_THREADS=1 $(ALL)/bin/python book/figures.py
@@ -125,9 +125,9 @@ $(ALL_READY): requirements.txt requirements-book.txt
 	  "rl_notes_working_tree.pth").write_text("$(CURDIR)\n", encoding="utf-8")'
 	@touch $@
 
-$(LOWEST_READY): pyproject.toml requirements.txt tests/lowest.py
+$(LOWEST_READY): pyproject.toml requirements.txt tools/lowest.py
 	@mkdir -p $(LOWEST)
-	@$(PYTHON) tests/lowest.py packages > lowest.txt
+	@$(PYTHON) tools/lowest.py packages > lowest.txt
 	$(call environment,$(LOWEST),lowest.txt)
 	@rm lowest.txt
 	@touch $@

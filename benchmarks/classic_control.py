@@ -1,7 +1,7 @@
 """CartPole-v1: our `trpo_update` and `ppo_update` beside sb3's, five seeds, in one run.
 
     pip install -r requirements.txt -r requirements-peers.txt
-    PYTHONPATH=. python benchmarks/classic_control.py
+    python -m benchmarks.classic_control
 
 TRPO is that of sb3-contrib, PPO that of stable-baselines3, and the settings are those
 that RL Baselines3 Zoo has tuned for them. What differs: ours update on whole episodes,

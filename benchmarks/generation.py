@@ -1,7 +1,7 @@
 """How fast answers are sampled, in tokens per CPU-second: ours and model.generate.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python benchmarks/generation.py
+    python -m benchmarks.generation
 
 One thread. The "sft" model answers 256 distinct questions, and 16 questions 16 times
 each, up to 64 tokens. Only sampled tokens count, the end token among them. Each figure

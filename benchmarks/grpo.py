@@ -1,7 +1,7 @@
 """GRPO on the language model: our loop beside TRL's `GRPOTrainer`, in one run.
 
     pip install -r requirements.txt -r requirements-peers.txt
-    PYTHONPATH=. python benchmarks/grpo.py
+    python -m benchmarks.grpo
 
 Both train the "sft" model on the same questions, 16 x 16 answers an update, in two
 epochs of one step each. The settings below hold for both. Each trainer has a process of

@@ -1,7 +1,7 @@
 """How fast environments step, in steps per CPU-second: ours, two peers, a bare table.
 
     pip install -r requirements.txt -r requirements-peers.txt
-    PYTHONPATH=. python benchmarks/maze.py
+    python -m benchmarks.maze
 
 Random actions, drawn before the clock starts; resets are included; each figure is the
 median of 5 repeats. The environments take turns, so that a busy moment of the machine

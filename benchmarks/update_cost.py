@@ -1,7 +1,7 @@
 """What `grpo_update` costs beside a plain loop that reports nothing: time and memory.
 
     pip install -r requirements.txt
-    PYTHONPATH=.:tests python benchmarks/update_cost.py
+    python -m benchmarks.update_cost
 
 A Llama of two layers of width 64 with a vocabulary of 300, and one with 50,000; 16 rows
 of 127 tokens, all but 10 of them an answer; Adam; one thread. The plain loop is what a
@@ -28,9 +28,9 @@ from functools import partial
 from importlib.metadata import version
 
 import torch
-from peak_memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peak_memory import Peak
 from rl_notes.objectives import token_clip
 from rl_notes.policies import TransformerPolicy, action_logprobs
 from rl_notes.trajectories import Trajectories

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl_notes import plotting
 from rl_notes.advantages import group_relative, per_step, returns_to_go
-from rl_notes.language import arithmetic, lessons, tokenizer
+from rl_notes.language import arithmetic, curriculum, tokenizer
 from rl_notes.language.generation import generate
 from rl_notes.language.models import load
 from rl_notes.objectives import mean_over_tokens, token_clip
@@ -124,7 +124,7 @@ def main() -> None:
         plotting.plot_policy(probabilities.numpy(), walls, ax)
     for ax, name in zip(axes[1], ("sft", "grpo"), strict=True):
         write_answers(examine(name), ax)
-    learners = {"A robot": UPDATES, "A language model": sum(lessons.UPDATES)}
+    learners = {"A robot": UPDATES, "A language model": sum(curriculum.UPDATES)}
     for row, (who, updates) in zip(axes, learners.items(), strict=True):
         row[0].set_title(f"{who}, before")
         row[1].set_title(f"and after {updates:,} updates")

@@ -91,7 +91,7 @@ def store(name: str, results: dict[str, Any], *, earlier: float = 0) -> None:
     `earlier` are the CPU-seconds of the calls that this one goes on from.
     """
     about = {
-        "command": f"PYTHONPATH=. python experiments/{name}.py",
+        "command": f"python -m experiments.{name}",
         "torch": version("torch").split("+")[0],
         "transformers": version("transformers"),
         "machine": f"{platform.machine()}, one thread",

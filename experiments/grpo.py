@@ -1,7 +1,7 @@
 """GRPO in the maze, with its groups and with groups mixed up; and what a critic knows.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/grpo.py
+    python -m experiments.grpo
 
 Five seeds of everything. In the maze 24 starts are played 8 times an update: once with
 the groups as they are, once interleaved, where row n belongs to start n // 8 and is
@@ -15,10 +15,10 @@ from typing import Any
 
 import gymnasium
 import torch
-from answers import fresh_sft, sample_answers, sample_scored, seeded, store
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.answers import fresh_sft, sample_answers, sample_scored, seeded, store
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import group_relative, per_step, returns_to_go
 from rl_notes.language import arithmetic

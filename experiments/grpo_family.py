@@ -1,7 +1,7 @@
 """GRPO and six of its variants at equal cost: the same number of sampled answers.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/grpo_family.py
+    python -m experiments.grpo_family
 
 Five seeds. Every run starts from "sft" and samples 10,240 answers: 40 updates of 32
 questions and 8 answers to each. Those that sample dynamically throw answers away, pay
@@ -21,7 +21,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from answers import (
+from torch import Tensor
+from torch.nn.functional import pad
+from tqdm import tqdm
+
+from experiments.answers import (
     FOLDER,
     LIMIT,
     fresh_sft,
@@ -30,10 +34,6 @@ from answers import (
     seeded,
     store,
 )
-from torch import Tensor
-from torch.nn.functional import pad
-from tqdm import tqdm
-
 from rl_notes.advantages import group_relative, has_spread, leave_one_out, per_step
 from rl_notes.objectives import (
     cispo,

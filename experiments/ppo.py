@@ -1,7 +1,7 @@
 """PPO in the maze and on the language model: what epochs, clip and critic are worth.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/ppo.py
+    python -m experiments.ppo
 
 Five seeds. On the language model every arm starts from "sft" and gets 256 answers an
 update: to 256 questions, judged by a critic, or to 32 questions of 8 answers each,
@@ -17,7 +17,10 @@ from typing import Any
 
 import gymnasium
 import torch
-from answers import (
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.answers import (
     better_than_others,
     fresh_sft,
     measure,
@@ -25,9 +28,6 @@ from answers import (
     seeded,
     store,
 )
-from torch import Tensor
-from tqdm import tqdm
-
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import gae, returns_to_go
 from rl_notes.policies import (

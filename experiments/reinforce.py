@@ -1,7 +1,7 @@
 """REINFORCE on the language model: five seeds, and what could explain it away.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/reinforce.py
+    python -m experiments.reinforce
 
 From "sft", 64 questions x 8 answers an update, the baseline being the mean score of
 the other answers to the same question. Controls: a random score instead of the rule,
@@ -13,7 +13,10 @@ import time
 from collections.abc import Sequence
 
 import torch
-from answers import (
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from experiments.answers import (
     better_than_others,
     fresh_sft,
     measure,
@@ -21,9 +24,6 @@ from answers import (
     seeded,
     store,
 )
-from tqdm import tqdm
-from transformers import PreTrainedModel
-
 from rl_notes.language.training import fine_tune
 from rl_notes.policies import TransformerPolicy
 from rl_notes.trajectories import with_scores

@@ -1,7 +1,7 @@
 """What a reward model learns first, from annotators with and without a weakness.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/reward_model.py
+    python -m experiments.reward_model
 
 Five seeds. "sft" answers the same questions twice for all annotators of a seed; each is
 wrong in 15 % of cases. One has no weakness, three look in 30 % of the pairs at what
@@ -14,11 +14,11 @@ import re
 from typing import Any
 
 import torch
-from answers import TOKENS, fresh_sft, seeded, store
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from experiments.answers import TOKENS, fresh_sft, seeded, store
 from rl_notes.language import arithmetic, tokenizer
 from rl_notes.language.preferences import (
     Pairs,

@@ -1,7 +1,7 @@
 """RLHF from "sft" with the shipped reward model: what is rewarded, and what is true.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/rlhf.py
+    python -m experiments.rlhf
 
 Five seeds for each price of a nat. PPO with a value model, one answer to each question.
 The reward is the score of the reward model at the end of an answer, less the price of
@@ -18,16 +18,16 @@ import time
 from typing import Any
 
 import torch
-from answers import (
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.answers import (
     better_than_others,
     fresh_sft,
     sample_answers,
     seeded,
     store,
 )
-from torch import Tensor
-from tqdm import tqdm
-
 from rl_notes.advantages import gae, returns_to_go
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic

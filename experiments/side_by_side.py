@@ -1,7 +1,7 @@
 """REINFORCE, TRPO, PPO and GRPO: one maze, one language model, the same sampled steps.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/side_by_side.py
+    python -m experiments.side_by_side
 
 Five seeds of everything. REINFORCE and GRPO compare whole episodes or answers of one
 start or question, 8 of each; TRPO and PPO have a critic and see every start or question
@@ -24,11 +24,11 @@ from typing import Any
 
 import gymnasium
 import torch
-from answers import FOLDER, fresh_sft, measure, sample_scored, seeded, store
-from ppo import VALUE_FIT, WARM_UP, Critic, first_critic
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.answers import FOLDER, fresh_sft, measure, sample_scored, seeded, store
+from experiments.ppo import VALUE_FIT, WARM_UP, Critic, first_critic
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import (
     discount_weights,

@@ -1,7 +1,7 @@
 """GRPO with nothing but the rule: a model that turns to showing its work.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/thinking.py
+    python -m experiments.thinking
 
 Five seeds of everything, all from "sft", with 64 questions x 8 answers an update.
 Beside GRPO: the same with a coin instead of the rule, the same with steps that are too
@@ -23,7 +23,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from answers import (
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from experiments.answers import (
     TOKENS,
     fresh_sft,
     measure,
@@ -33,19 +37,14 @@ from answers import (
     store,
     texts,
 )
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedModel
-
 from rl_notes.advantages import group_relative, has_spread, per_step
-from rl_notes.divergences import kl_exact
-from rl_notes.language import arithmetic, lessons, tokenizer
+from rl_notes.divergences import entropy, kl_exact
+from rl_notes.language import arithmetic, curriculum, tokenizer
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import (
     TransformerPolicy,
     action_logprobs,
-    entropy,
     states,
 )
 from rl_notes.trajectories import Trajectories
@@ -58,7 +57,7 @@ CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
 EPOCHS, MINIBATCHES = 2, 4
 MEASURED_AT = (0, 10, 20, 40, 80)
 ROUNDS = 10  # updates by whatever is put beside GRPO
-LESSONS = lessons.UPDATES
+LESSONS = curriculum.UPDATES
 TOO_LARGE, TOO_LARGE_UPDATES = ("3e-4", "1e-3"), 5
 EXAM = 500  # questions for what `measure` does not say
 SHOWN = ("What is 40+92?", "What is 362+98?", "What is 2468+1384?")  # held out
@@ -283,7 +282,7 @@ def beside(seed: int, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def along_the_lessons() -> list[list[float]]:
     """The share of right answers in each update on the way to the "grpo" checkpoint."""
-    found = lessons.three_lessons(fresh_sft(), updates=LESSONS)
+    found = curriculum.three_lessons(fresh_sft(), updates=LESSONS)
     return [[round(share, 4) for share in lesson] for lesson in found]
 
 

@@ -1,7 +1,7 @@
 """TRPO on the language model: a careful and an eager setting, and what a step promises.
 
     pip install -r requirements.txt
-    PYTHONPATH=. python experiments/trpo.py
+    python -m experiments.trpo
 
 From "sft", five seeds. Both settings keep the mean KL on their batch within the radius.
 They differ in how far their step can be trusted: many questions, all rows in the Fisher
@@ -15,7 +15,10 @@ import time
 from typing import Any
 
 import torch
-from answers import (
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.answers import (
     better_than_others,
     fresh_sft,
     measure,
@@ -24,9 +27,6 @@ from answers import (
     seeded,
     store,
 )
-from torch import Tensor
-from tqdm import tqdm
-
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate

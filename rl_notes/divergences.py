@@ -1,4 +1,6 @@
-"""How far one policy is from another: KL(p || q), exactly, or from samples of p.
+"""What a policy says of a state: how far it is from another, how spread, and a draw.
+
+The Kullback-Leibler divergence KL(p || q) is exact, or estimated from samples of p.
 
 k1, k2 and k3 each estimate KL(p || q) from an action that p sampled, one number per
 action (Schulman 2020, "Approximating KL divergence",
@@ -8,7 +10,7 @@ gradient does in a loss, where the action is a number and only log p(a) moves.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -29,6 +31,18 @@ def kl_exact(
     # An action that the first excludes adds nothing, whatever the reference says. The
     # ratio is replaced before the product: 0 * inf would turn the gradient to NaN.
     return (probabilities * torch.where(probabilities > 0, log_ratio, 0)).sum(-1)
+
+
+def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+    """Entropy of the policy: H(pi(. | s)) = - sum_a pi(a | s) log pi(a | s), in nats.
+
+    Between 0 (one action is certain) and log A (all are equally likely).
+    """
+    logprobs = logits.log_softmax(-1)
+    probabilities = logprobs.exp()
+    # An impossible action has log-probability -inf, and 0 * -inf is NaN: use where,
+    # and before the product, or the gradient is NaN all the same.
+    return -(probabilities * torch.where(probabilities > 0, logprobs, 0)).sum(-1)
 
 
 def k1(
@@ -74,6 +88,21 @@ def k3(
     log_ratio = _log_ratio(logprobs, reference_logprobs)
     # expm1 is exact where p is close to q and exp(-r) - 1 would be rounding alone.
     return torch.expm1(-log_ratio) + log_ratio
+
+
+def sample(
+    logits: Float[Tensor, "N A"], uniforms: Float[Tensor, " N"]
+) -> Int[Tensor, " N"]:
+    """Draw one action per row by inverting the cumulative distribution.
+
+    a = min {a : pi(1 | s) + ... + pi(a | s) > u}, with u uniform in [0, 1).
+
+    One number in, one action out: the draw of a row depends on no other row.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    # Rounding may leave the last sum below 1: a u above it would pick nothing.
+    cumulative = cumulative / cumulative[:, -1:]
+    return (cumulative <= uniforms.double()[:, None]).sum(-1)
 
 
 def _log_ratio(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:

@@ -332,30 +332,3 @@ def _before(ends: Int[Tensor, " N"], x: Shaped[Tensor, "N K ..."]) -> Tensor:
     inside = torch.arange(x.shape[1], device=x.device) < ends[:, None]
     shape = inside.shape + (1,) * (x.dim() - 2)
     return torch.where(inside.view(shape), x, 0)
-
-
-def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
-    """Entropy of the policy: H(pi(. | s)) = - sum_a pi(a | s) log pi(a | s), in nats.
-
-    Between 0 (one action is certain) and log A (all are equally likely).
-    """
-    logprobs = logits.log_softmax(-1)
-    probabilities = logprobs.exp()
-    # An impossible action has log-probability -inf, and 0 * -inf is NaN: use where,
-    # and before the product, or the gradient is NaN all the same.
-    return -(probabilities * torch.where(probabilities > 0, logprobs, 0)).sum(-1)
-
-
-def sample(
-    logits: Float[Tensor, "N A"], uniforms: Float[Tensor, " N"]
-) -> Int[Tensor, " N"]:
-    """Draw one action per row by inverting the cumulative distribution.
-
-    a = min {a : pi(1 | s) + ... + pi(a | s) > u}, with u uniform in [0, 1).
-
-    One number in, one action out: the draw of a row depends on no other row.
-    """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    # Rounding may leave the last sum below 1: a u above it would pick nothing.
-    cumulative = cumulative / cumulative[:, -1:]
-    return (cumulative <= uniforms.double()[:, None]).sum(-1)

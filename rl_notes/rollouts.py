@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from rl_notes.policies import in_float32, sample
+from rl_notes.divergences import sample
+from rl_notes.policies import in_float32
 from rl_notes.trajectories import Trajectories
 
 ARRAYS = (Discrete, Box, MultiBinary, MultiDiscrete)

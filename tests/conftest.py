@@ -1,7 +1,13 @@
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
+
+# Experiments are packages of the repository. Last, so that it is the wheel that is
+# tested wherever one is on the path.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import pytest
 import torch
 from batches import random_batch, seeded, with_garbage
 from language_models import tiny
+from torch.nn.utils import parameters_to_vector
 
 from rl_notes.language.generation import generate
+from rl_notes.natural_gradient import trainable
 from rl_notes.policies import (
     MLPPolicy,
     TabularPolicy,
@@ -84,3 +86,8 @@ def spoilt(batch, advantages):
 def regrouped(batch, advantages):
     rewards = random_like(batch, 5) * batch.mask
     return replace(batch, groups=0 * batch.groups, rewards=rewards), advantages
+
+
+def flat_weights(policy):
+    """The weights that are trained, as one vector."""
+    return parameters_to_vector(trainable(policy).values()).detach()

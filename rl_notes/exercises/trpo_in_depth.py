@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_notes.exercises.judging import judge
-from rl_notes.trust_region import Product, conjugate_gradient
+from rl_notes.natural_gradient import Product, conjugate_gradient
 
 
 def check_line_search(

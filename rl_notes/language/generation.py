@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rl_notes.divergences import sample
 from rl_notes.policies import (
     TransformerPolicy,
     action_logprobs,
     bare,
     in_float32,
     rounding_of_logprobs,
-    sample,
 )
 from rl_notes.trajectories import Trajectories
 

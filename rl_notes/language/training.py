@@ -20,8 +20,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rl_notes.language import arithmetic, tokenizer
+from rl_notes.language.curriculum import GREEDY, LONGEST, UPDATES, three_lessons
 from rl_notes.language.generation import generate
-from rl_notes.language.lessons import GREEDY, LONGEST, UPDATES, three_lessons
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.language.preferences import (
     annotate,

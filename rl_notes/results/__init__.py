@@ -1,6 +1,6 @@
 """Stored results of runs that are too long for a page.
 
-Each is a JSON file beside this one, and `python experiments/NAME.py` makes NAME.json
+Each is a JSON file beside this one, and `python -m experiments.NAME` makes NAME.json
 again. Its entry "about" says how it was made.
 """
 

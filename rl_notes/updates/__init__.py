@@ -4,10 +4,10 @@ Nothing here knows a maze from a language model.
 """
 
 from rl_notes.updates._shared import UpdateStats
-from rl_notes.updates.clip import ppo_update
-from rl_notes.updates.group import ClipStats, GroupStats, grpo_update
-from rl_notes.updates.policy_gradient import reinforce_update
-from rl_notes.updates.trust_region import TrustRegionStats, trpo_update
+from rl_notes.updates.grpo import ClipStats, GroupStats, grpo_update
+from rl_notes.updates.ppo import ppo_update
+from rl_notes.updates.reinforce import reinforce_update
+from rl_notes.updates.trpo import TrustRegionStats, trpo_update
 from rl_notes.updates.value import ValueStats, fit_value
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What the updates share: the record of what one did, what they refuse, all or nothing.
 
-The loop itself is `ascend`, in `rl_notes.updates.group`.
+The loop itself is `ascend`, in `rl_notes.updates.grpo`.
 """
 
 import math

@@ -1,0 +1,85 @@
+"""A small book that passes the gate, for tests to spoil."""
+
+import shutil
+from pathlib import Path
+
+import gate
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from notebook_rules import code_cells
+from run_notebooks import normalised
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAA"
+    "AABJRU5ErkJggg=="
+)
+# Cells of the lesson, by their place in the notebook.
+TITLE, SETUP, HEADING, NUMBER, NETWORK, LIBRARY, FIGURE = range(7)
+CONNECT = """\
+try:
+    sys.audit("socket.connect", None, ("192.0.2.1", 443))
+    print("connected")
+except ConnectionRefusedError:
+    print("refused")"""
+DRAW = f"""\
+pixel = "{PIXEL[:60]}"
+pixel += "{PIXEL[60:]}"
+figure = {{"image/png": pixel, "text/plain": "one pixel"}}
+display(figure, metadata={{"image/png": {{"alt": "One pixel."}}}}, raw=True)"""
+
+
+def printed(text: str) -> list[NotebookNode]:
+    return [new_output("stream", name="stdout", text=text)]
+
+
+def lesson() -> NotebookNode:
+    """A notebook that passes. Its kernel tries the network and looks for the wheel."""
+    figure = new_output(
+        "display_data",
+        data={"image/png": PIXEL, "text/plain": "one pixel"},
+        metadata={"image/png": {"alt": "One pixel."}},
+    )
+    where = 'rl_notes.__file__.startswith(os.environ["RL_NOTES_LIBRARY"])'
+    cells = [
+        new_markdown_cell("# A lesson"),
+        new_code_cell("import os\nimport sys\n\nimport rl_notes"),
+        new_markdown_cell("## A product\n\nIt is $6 \\cdot 7$, *twice* 21."),
+        new_code_cell("print(6 * 7)", outputs=printed("42\n")),
+        new_code_cell(CONNECT, outputs=printed("refused\n")),
+        new_code_cell(f"print({where})", outputs=printed("True\n")),
+        new_code_cell(DRAW, outputs=[figure]),
+    ]
+    notebook = normalised(new_notebook(cells=cells))
+    for count, cell in enumerate(code_cells(notebook), start=1):
+        cell.execution_count = count
+    return notebook
+
+
+def store(notebook: NotebookNode, path: Path) -> Path:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        nbformat.write(notebook, file)
+    return path
+
+
+INDEX = "# A book\n\nSee [the other page](second.md) and [a lesson](lesson.ipynb).\n"
+PAGES = {
+    "_toc.yml": "format: jb-book\nroot: book/index\n"
+    "chapters:\n- file: book/second\n- file: book/lesson\n",
+    "book/index.md": INDEX,
+    "book/second.md": "# Second\n\n## There\n\n[](index.md) {cite}`ada1843`\n\n"
+    "```{bibliography}\n```\n",
+    "book/references.bib": "@misc{ada1843, title={Notes}, author={Lovelace, Ada}, "
+    "year={1843}}\n",
+}
+
+
+def make_book(root: Path) -> Path:
+    """Write a small book with the repository's own configuration."""
+    own = shutil.ignore_patterns("*.md", "*.ipynb", "*.bib", "__pycache__")
+    shutil.copytree(gate.ROOT / "book", root / "book", ignore=own)
+    shutil.copy(gate.ROOT / "_config.yml", root)
+    for name, text in PAGES.items():
+        (root / name).write_text(text, encoding="utf-8")
+    store(lesson(), root / "book" / "lesson.ipynb")
+    return root
