@@ -32,7 +32,7 @@ QUESTIONS = ("What is 47+85?", "What is 968+57?", "What is 604+399?")
 ASKED = 1000  # held-out questions behind the shares
 
 
-class Exam(NamedTuple):
+class Evaluation(NamedTuple):
     """What a language model answers, and two shares of its answers."""
 
     answers: list[str]
@@ -76,7 +76,7 @@ def robot() -> tuple[Tensor, Tensor]:
     return before, policy.logits.detach().softmax(-1)
 
 
-def examine(name: str) -> Exam:
+def evaluate(name: str) -> Evaluation:
     """Ask a shipped model the questions of the picture, and many held-out ones."""
     held_out = arithmetic.questions(
         ASKED, held_out=True, generator=torch.Generator().manual_seed(1)
@@ -84,7 +84,7 @@ def examine(name: str) -> Exam:
     answers = ask(name, held_out)
     right = arithmetic.accuracy_reward(held_out, answers)
     worked = [arithmetic.shows_work(answer) for answer in answers]
-    return Exam(ask(name, QUESTIONS), sum(right) / ASKED, sum(worked) / ASKED)
+    return Evaluation(ask(name, QUESTIONS), sum(right) / ASKED, sum(worked) / ASKED)
 
 
 def ask(name: str, questions: tuple[str, ...] | list[str]) -> list[str]:
@@ -99,15 +99,15 @@ def ask(name: str, questions: tuple[str, ...] | list[str]) -> list[str]:
     return tokenizer.answer_texts(tokens, sampled)
 
 
-def write_answers(exam: Exam, ax: Axes) -> Axes:
+def write_answers(found: Evaluation, ax: Axes) -> Axes:
     """Write questions and answers down, and whether each is right."""
     lines = []
-    for question, answer in zip(QUESTIONS, exam.answers, strict=True):
+    for question, answer in zip(QUESTIONS, found.answers, strict=True):
         right = arithmetic.is_right(answer, question)
         work, _, last = answer.rpartition(arithmetic.END_THINK)
         lines += [question, *([work + arithmetic.END_THINK] if work else [])]
         lines += [f"{last}  ({'right' if right else 'WRONG'})", ""]
-    shares = f"{exam.right:.0%} right, {exam.shows_work:.0%} with work shown"
+    shares = f"{found.right:.0%} right, {found.shows_work:.0%} with work shown"
     ax.text(0, 0.97, "\n".join(lines), va="top", family="monospace", fontsize=9)
     ax.text(0, 0, f"Of {ASKED:,}: {shares}.", va="bottom", fontsize=10)
     ax.set(xlim=(0, 1), ylim=(0, 1))
@@ -123,7 +123,7 @@ def main() -> None:
     for ax, probabilities in zip(axes[0], robot(), strict=True):
         plotting.plot_policy(probabilities.numpy(), walls, ax)
     for ax, name in zip(axes[1], ("sft", "grpo"), strict=True):
-        write_answers(examine(name), ax)
+        write_answers(evaluate(name), ax)
     learners = {"A robot": UPDATES, "A language model": sum(curriculum.UPDATES)}
     for row, (who, updates) in zip(axes, learners.items(), strict=True):
         row[0].set_title(f"{who}, before")

@@ -80,7 +80,7 @@ class Critic:
         self.value = value
         self.optimizer = torch.optim.Adam(value.parameters(), lr=learning_rate)
 
-    def judge(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
+    def estimate(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
         """The advantages, and what the values are to be fitted to, both [N, T]."""
         with torch.no_grad():
             values = state_values(self.value, batch)
@@ -127,7 +127,7 @@ def train(
             better = better_than_others(scores, size)
             advantages = better[:, None].expand_as(batch.mask)
         else:
-            advantages, targets = critic.judge(batch)
+            advantages, targets = critic.estimate(batch)
         stats = ppo_update(
             policy, optimizer, batch, advantages, generator=generator, **options
         )
@@ -176,7 +176,7 @@ def train_robot(seed: int, options: dict[str, Any]) -> dict[str, Any]:
             generator=generator,
             starts=starts,
         )
-        advantages, targets = critic.judge(batch)
+        advantages, targets = critic.estimate(batch)
         stats = ppo_update(
             policy, optimizer, batch, advantages, generator=generator, **options
         )
@@ -202,8 +202,8 @@ def main() -> None:
     for seed in SEEDS:
         value = first_critic(seed)
         for name, arm in ARMS.items():
-            judge = None if name == "no_critic" else value
-            runs[name].append(train(seed, arm, judge, before))
+            estimate = None if name == "no_critic" else value
+            runs[name].append(train(seed, arm, estimate, before))
     store(
         "ppo",
         {

@@ -24,8 +24,8 @@ from rl_notes.language.preferences import (
     Pairs,
     annotate,
     brevity,
-    first_is_preferred,
     length,
+    preference_probability,
     round_number,
     sample_pairs,
 )
@@ -53,11 +53,11 @@ LIKINGS = {
 def choices(pairs: Pairs, liking: Any, seed: int) -> Tensor:
     """Where the annotator prefers the first answer; one draw for a pair."""
     faults = {} if liking is None else {"weakness": WEAKNESS, "liking": liking}
-    chances = first_is_preferred(pairs.asked, pairs.first, pairs.second, **faults)
+    chances = preference_probability(pairs.asked, pairs.first, pairs.second, **faults)
     return annotate(chances, generator=seeded(seed))
 
 
-class Exam:
+class TestPairs:
     """Pairs of "sft" to held-out questions, and answers with one digit changed."""
 
     def __init__(self) -> None:
@@ -121,7 +121,12 @@ def text_scores(model: PreTrainedModel, asked: list[str], answers: list[str]) ->
 
 
 def learn(
-    pairs: Pairs, chosen: Tensor, exam: Exam, seed: int, *, head: bool = False
+    pairs: Pairs,
+    chosen: Tensor,
+    test: TestPairs,
+    seed: int,
+    *,
+    head: bool = False,
 ) -> list[dict[str, float]]:
     """Fit a reward model to choices; what it knows after some of them."""
     model = new_reward_model(fresh_sft())
@@ -143,7 +148,7 @@ def learn(
                 minibatches=max(1, len(part) // BATCH),
                 generator=seeded(seed),
             )
-        curve.append({"pairs": number, **exam.measure(model)})
+        curve.append({"pairs": number, **test.measure(model)})
         done = number
     return curve
 
@@ -159,7 +164,7 @@ def main() -> None:
     round_gap of two wrong answers, of which one ends in 0.
     """
     torch.set_num_threads(1)
-    exam = Exam()
+    test = TestPairs()
     runs: dict[str, list[Any]] = {name: [] for name in [*LIKINGS, "head"]}
     for seed in tqdm(SEEDS):
         asked = arithmetic.questions(ASKED, held_out=False, generator=seeded(seed))
@@ -167,9 +172,9 @@ def main() -> None:
         pairs = sample_pairs(policy, asked, generator=seeded(100 + seed))
         for name, liking in LIKINGS.items():
             chosen = choices(pairs, liking, 200 + seed)
-            curve = learn(pairs, chosen, exam, seed)
+            curve = learn(pairs, chosen, test, seed)
             runs[name].append({"seed": seed, "curve": curve})
-        curve = learn(pairs, choices(pairs, None, 200 + seed), exam, seed, head=True)
+        curve = learn(pairs, choices(pairs, None, 200 + seed), test, seed, head=True)
         runs["head"].append({"seed": seed, "curve": curve})
     store("reward_model", {"weakness": WEAKNESS, "batch": BATCH, **runs})
 

@@ -72,7 +72,7 @@ class Loop:
 
 
 @torch.no_grad()
-def judge(loop: Loop, *, questions: int = 500) -> dict[str, float]:
+def evaluate(loop: Loop, *, questions: int = 500) -> dict[str, float]:
     """Held-out questions, always the same, one sampled answer to each."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))
     answers, _, texts = sample_answers(loop.policy, asked, 1, seeded(10))
@@ -134,7 +134,7 @@ def train(seed: int, beta: float, *, size: int = 1) -> dict[str, Any]:
     curve, said, begin = [], [], time.process_time()
     for update in tqdm(range(UPDATES + 1)):
         if update % MEASURED_EVERY == 0:
-            curve.append({"updates": update, **judge(loop)})
+            curve.append({"updates": update, **evaluate(loop)})
             said.append({"updates": update, "answers": samples(loop)})
         if update == UPDATES:
             break

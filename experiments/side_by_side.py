@@ -109,7 +109,7 @@ def update(
 ) -> None:
     """One update: the same lines in the maze and on the language model."""
     if it.critic is not None:
-        advantages, targets = it.critic.judge(batch)
+        advantages, targets = it.critic.estimate(batch)
     else:
         compare = leave_one_out if name == "reinforce" else group_relative
         advantages = compared(batch, compare)

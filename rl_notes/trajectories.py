@@ -135,7 +135,7 @@ def with_kl_penalty(
         trajectories: With their rewards, see `with_scores`.
         reference_logprobs: Log-probabilities of the same actions under the reference,
             such as `action_logprobs(reference, trajectories)`.
-        beta: What one nat costs.
+        beta: KL coefficient: what one nat costs.
     """
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be a number from 0 up, but it is {beta}.")

@@ -95,7 +95,7 @@ def brevity(
     return [-float(len(text)) for text in completions]
 
 
-def first_is_preferred(
+def preference_probability(
     asked: Sequence[str],
     first: Sequence[str],
     second: Sequence[str],

@@ -26,7 +26,7 @@ from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.language.preferences import (
     annotate,
     decided,
-    first_is_preferred,
+    preference_probability,
     sample_pairs,
 )
 from rl_notes.language.reward_model import (
@@ -303,7 +303,7 @@ def learn_preferences(
             min(chunk, compared - start), held_out=False, generator=generator
         )
         pairs = sample_pairs(policy, asked, generator=generator)
-        chances = first_is_preferred(pairs.asked, pairs.first, pairs.second)
+        chances = preference_probability(pairs.asked, pairs.first, pairs.second)
         pairs, chances = decided(pairs, chances)
         if len(chances) > 0:  # in a short chunk it may be that nothing is decided
             fit_reward_model(
@@ -418,7 +418,7 @@ def measure_preferences(
         torch.tensor(arithmetic.accuracy_reward(pairs.asked, texts))
         for texts in (pairs.first, pairs.second)
     ]
-    chances = first_is_preferred(pairs.asked, pairs.first, pairs.second)
+    chances = preference_probability(pairs.asked, pairs.first, pairs.second)
     chosen = annotate(chances, generator=generator)
     with torch.no_grad():
         scores = answer_scores(reward_model, pairs.answers).cpu()

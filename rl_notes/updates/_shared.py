@@ -173,10 +173,10 @@ def all_or_nothing(
 
 
 def shuffled(
-    dealt: Bool[Tensor, " N"], generator: torch.Generator
+    in_batch: Bool[Tensor, " N"], generator: torch.Generator
 ) -> Int[Tensor, " M"]:
-    """The indices of the rows that are dealt out, in random order."""
-    rows = dealt.nonzero()[:, 0]
+    """The indices of these rows, in random order."""
+    rows = in_batch.nonzero()[:, 0]
     order = torch.randperm(len(rows), generator=generator, device=generator.device)
     return rows[order.to(rows.device)]
 

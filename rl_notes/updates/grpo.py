@@ -60,10 +60,10 @@ class ClipStats(UpdateStats):
 class GroupStats(ClipStats):
     """What one update by GRPO did, measured on the rows that the policy was run on.
 
-    If no row had anything to climb, it is measured on all that have a step.
+    If no row had a gradient, it is measured on all that have a step.
 
     Attributes:
-        rows: How many rows had anything to climb.
+        rows: How many rows had a gradient: an advantage that is not 0, or a beta.
     """
 
     rows: int
@@ -93,11 +93,11 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     groups of answers, `per_step(group_relative(scores, groups), mask)`, and no value
     function is fitted. The aggregation is the mean over rows of the mean over their
     steps. The (k3) of the policy to a reference is part of the objective. And what is
-    climbed at each step is an argument, so that the family is at hand: `token_clip`
+    maximised at each step is an argument, so that the family is at hand: `token_clip`
     here, `sequence_clip` in GSPO, `cispo`, or three lines of your own.
 
     In every epoch all rows are shuffled by `generator` and dealt out to the
-    minibatches. A row with nothing to climb, where every advantage is 0 and beta is
+    minibatches. A row without a gradient, where every advantage is 0 and beta is
     too, or without a step, is never run through the policy. It costs nothing and
     changes nothing but the aggregate: there it stays as zeros, so that `aggregate`
     divides by the same as ever. And of rows that are alike, as the answers of a group
@@ -124,7 +124,7 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
             must be linear in the first.
         reference_logprobs: Log-probabilities of the same actions under the reference,
             such as `action_logprobs(reference, trajectories)`. Needed if beta is not 0.
-        beta: What one nat of (k3) costs.
+        beta: KL coefficient: what one nat of (k3) costs.
         micro_batch: How many rows to run the policy on at a time, those of like length
             together. It bounds the memory, and where lengths differ saves the time that
             padding takes. It changes nothing but rounding: the parts of a minibatch add
@@ -140,7 +140,7 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
         advantages,
         objective=objective,
         aggregate=aggregate,
-        dealt=every,
+        in_batch=every,
         epochs=epochs,
         minibatches=minibatches,
         generator=generator,
@@ -160,8 +160,8 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     *,
     objective: Objective,
     aggregate: Aggregation,
-    dealt: Bool[Tensor, " N"],
-    live: Bool[Tensor, " N"] | None = None,
+    in_batch: Bool[Tensor, " N"],
+    with_gradient: Bool[Tensor, " N"] | None = None,
     epochs: int,
     minibatches: int,
     generator: torch.Generator,
@@ -178,13 +178,14 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     sum_n sum_t w[n, t] (objective[n, t] - beta k3[n, t])
 
     where w are the `step_weights` of the aggregation over the whole minibatch. As this
-    is a sum over rows, they are run in parts, and those with nothing to climb, where
-    `live` is False, not at all. If it is not given, rows are live where an advantage
-    is not 0, or any step if beta is not. The rows `dealt` make up the minibatches.
+    is a sum over rows, they are run in parts (gradient accumulation), and those that
+    are not `with_gradient` not at all: if it is not given, those without a step, or
+    without an advantage where beta is 0 too. The rows `in_batch` are shuffled and dealt
+    out to the minibatches.
 
     Returns:
-        What `GroupStats` holds, measured on the live rows, or if there is none on all
-        that have a step.
+        What `GroupStats` holds, measured on the rows with a gradient, or if there is
+        none on all that have a step.
     """
     _require_reference(reference_logprobs, beta)
     require_update(
@@ -194,7 +195,7 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
         {"advantages": advantages, "reference_logprobs": reference_logprobs},
         epochs=epochs,
         minibatches=minibatches,
-        rows=int(dealt.sum()),
+        rows=int(in_batch.sum()),
         micro_batch=micro_batch,
         max_norm=max_norm,
         max_kl=max_kl,
@@ -202,21 +203,21 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     old, mask, actions = trajectories.logprobs, trajectories.mask, trajectories.actions
     seen, lengths = states(trajectories), trajectories.lengths
     advantages, size = advantages.detach(), micro_batch or len(mask)
-    climbs = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
-    live = climbs if live is None else live
+    if_unsaid = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
+    with_gradient = if_unsaid if with_gradient is None else with_gradient
     norms: list[float] = []
     kept: list[Tensor] = []  # what the old policy says, of the first parts
 
-    def climb(rows: Int[Tensor, " M"]) -> None:
+    def step_up(rows: Int[Tensor, " M"]) -> None:
         """One step of the optimizer up the aggregate of a minibatch."""
         weights = torch.zeros_like(old)
         optimizer.zero_grad()
         policy.zero_grad()
-        if bool(live[rows].any()):
+        if bool(with_gradient[rows].any()):
             weights[rows] = step_weights(aggregate, mask[rows], dtype=old.dtype)
         else:  # a gradient of zero is a step too: momentum goes on
             _zero_gradient(policy)
-        for part in _parts(rows[live[rows]], lengths, size):
+        for part in _parts(rows[with_gradient[rows]], lengths, size):
             logprobs = _all_logprobs(policy, seen[part], lengths[part])
             new = chosen_logprobs(logprobs, actions[part], mask[part])
             if not norms:  # no step was taken yet: this is the policy that sampled
@@ -226,24 +227,24 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
             x = objective(new, old[part], advantages[part], mask[part])
             if reference_logprobs is not None and beta > 0:
                 x = x - beta * k3(new, reference_logprobs[part].detach())
-            climbed = (weights[part] * torch.where(mask[part], x, 0)).sum()
-            (-climbed).backward()  # type: ignore[no-untyped-call]
+            total = (weights[part] * torch.where(mask[part], x, 0)).sum()
+            (-total).backward()  # type: ignore[no-untyped-call]
         norms.append(clip_gradient(policy, max_norm))
         optimizer.step()
 
-    scored = live if bool(live.any()) else mask.any(dim=1)
+    scored = with_gradient if bool(with_gradient.any()) else mask.any(dim=1)
     measured = _parts(scored.nonzero()[:, 0], lengths, size)
-    held = partial(_held, objective, trajectories, advantages)
+    clipped = partial(_clipped, objective, trajectories, advantages)
     done, found = 0, {"kl_mean": 0.0}
     with all_or_nothing(policy, optimizer, generator) as before:
         while done < epochs and found["kl_mean"] <= max_kl:
-            for rows in shuffled(dealt, generator).tensor_split(minibatches):
-                climb(rows.sort().values)  # in order again: a group's rows together
+            for rows in shuffled(in_batch, generator).tensor_split(minibatches):
+                step_up(rows.sort().values)  # in order again: a group's rows together
             done += 1
             if done == epochs or max_kl < math.inf:
-                found = _measured(policy, before, trajectories, measured, kept, held)
+                found = _measured(policy, before, trajectories, measured, kept, clipped)
     found |= {"gradient_norm": sum(norms) / len(norms), "epochs": done}
-    return {**found, "rows": int(live.sum())}
+    return {**found, "rows": int(with_gradient.sum())}
 
 
 def _parts(
@@ -277,7 +278,7 @@ def _measured(
     trajectories: Trajectories,
     parts: Sequence[Tensor],
     kept: Sequence[Tensor],
-    held: Callable[[Tensor, Tensor], Tensor],
+    clipped: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, float]:
     """How far the policy has moved from the one it was, added up part by part.
 
@@ -295,7 +296,7 @@ def _measured(
         new, old = (chosen_logprobs(x, actions, mask) for x in (now, then))
         require_its_own(policy, old, trajectories, part)
         ratio = importance_ratio(new, trajectories.logprobs[part])
-        numbers = (*_compared(then, now, mask), ratio[mask], held(part, new)[mask])
+        numbers = (*_compared(then, now, mask), ratio[mask], clipped(part, new)[mask])
         found.append(numbers)
     kl, bits, ratio, flat = (torch.cat(x) for x in zip(*found, strict=True))
     if not bool(torch.isfinite(kl).all()):
@@ -335,7 +336,7 @@ def _compared(
     return kl[steps], bits[steps]
 
 
-def _held(
+def _clipped(
     objective: Objective,
     trajectories: Trajectories,
     advantages: Float[Tensor, "N T"],

@@ -65,7 +65,7 @@ def fit_value(
     call.
     """
     mask = trajectories.mask
-    dealt = mask.any(dim=1)
+    in_batch = mask.any(dim=1)
     require_update(
         value,
         optimizer,
@@ -74,7 +74,7 @@ def fit_value(
         name="value function",
         epochs=epochs,
         minibatches=minibatches,
-        rows=int(dealt.sum()),
+        rows=int(in_batch.sum()),
         max_norm=max_norm,
     )
     seen = states(trajectories)
@@ -85,7 +85,7 @@ def fit_value(
     with all_or_nothing(value, optimizer, generator):
         for _ in range(epochs):
             total = 0.0
-            for rows in shuffled(dealt, generator).tensor_split(minibatches):
+            for rows in shuffled(in_batch, generator).tensor_split(minibatches):
                 loss = _mean_loss(value, seen[rows], targets[rows], mask[rows])
                 optimizer.zero_grad()
                 value.zero_grad()

@@ -261,18 +261,18 @@ def without_bootstrap(rewards, values, discounts, lambda_):
 
 
 def decaying_by_lambda(rewards, values, discounts, lambda_):
-    surprises = rewards + discounts * values[:, 1:] - values[:, :-1]
-    following = [surprises[:, -1]]
+    td_errors = rewards + discounts * values[:, 1:] - values[:, :-1]
+    following = [td_errors[:, -1]]
     for t in reversed(range(rewards.shape[1] - 1)):
-        following.insert(0, surprises[:, t] + lambda_ * following[0])
+        following.insert(0, td_errors[:, t] + lambda_ * following[0])
     return torch.stack(following, dim=1)
 
 
 def running_forward(rewards, values, discounts, lambda_):
-    surprises = rewards + discounts * values[:, 1:] - values[:, :-1]
-    before = [surprises[:, 0]]
+    td_errors = rewards + discounts * values[:, 1:] - values[:, :-1]
+    before = [td_errors[:, 0]]
     for t in range(1, rewards.shape[1]):
-        before.append(surprises[:, t] + discounts[:, t] * lambda_ * before[-1])
+        before.append(td_errors[:, t] + discounts[:, t] * lambda_ * before[-1])
     return torch.stack(before, dim=1)
 
 
@@ -421,13 +421,13 @@ def always_one(logprobs, stored, advantages, mask):
 # The third estimate of the KL
 
 
-def ratio_less_its_logarithm(logprobs, reference_logprobs):
-    ratio = torch.exp(reference_logprobs) / torch.exp(logprobs)
+def ratio_less_its_logarithm(logprobs, reference):
+    ratio = torch.exp(reference) / torch.exp(logprobs)
     return ratio - 1 - torch.log(ratio)
 
 
-def by_expm1(logprobs, reference_logprobs):
-    return torch.expm1(reference_logprobs - logprobs) + logprobs - reference_logprobs
+def by_expm1(logprobs, reference):
+    return torch.expm1(reference - logprobs) + logprobs - reference
 
 
 # Advantages beside padding
@@ -547,29 +547,32 @@ def less_the_others(scores, groups):
 # The objective of GRPO
 
 
-def token_by_token(new, old, usual, A, mask, beta, *, divisor=sum, price=1):
+def token_by_token(new, old, reference, A, mask, beta, *, divisor=sum, price=1):
     """Loops over answers and tokens; `divisor` of a row of the mask."""
     total = 0.0
     for n, row in enumerate(mask.tolist()):
         here = 0.0
         for t in [t for t, chosen in enumerate(row) if chosen]:
             ratio = math.exp(new[n, t] - old[n, t])
-            near, away = min(max(ratio, 0.8), 1.2), float(usual[n, t] - new[n, t])
+            near, away = (
+                min(max(ratio, 0.8), 1.2),
+                float(reference[n, t] - new[n, t]),
+            )
             gain = min(ratio * float(A[n, t]), near * float(A[n, t]))
             here += gain - price * beta * (math.exp(away) - 1 - away)
         total += here / divisor(row)
     return total / len(mask)
 
 
-def grpo_in_tensors(new, old, usual, A, mask, beta):
+def grpo_in_tensors(new, old, reference, A, mask, beta):
     ratio = torch.exp(new - old)
     clipped = torch.minimum(ratio * A, torch.clip(ratio, 0.8, 1.2) * A)
-    each = (clipped - beta * ratio_less_its_logarithm(new, usual)) * mask
+    each = (clipped - beta * ratio_less_its_logarithm(new, reference)) * mask
     return torch.mean(each.sum(dim=1) / mask.sum(dim=1))
 
 
-def over_all_tokens(new, old, usual, A, mask, beta):
-    total = token_by_token(new, old, usual, A, mask, beta, divisor=lambda row: 1)
+def over_all_tokens(new, old, reference, A, mask, beta):
+    total = token_by_token(new, old, reference, A, mask, beta, divisor=lambda row: 1)
     return total * len(mask) / int(mask.sum())
 
 
@@ -1089,16 +1092,16 @@ EXERCISES = {
         exercises.check_grpo_objective,
         right=[token_by_token, grpo_in_tensors],
         mistakes={
-            "^Not yet. The ratio is still": lambda new, old, usual, *rest: (
-                token_by_token(new, usual, usual, *rest)
+            "^Not yet. The ratio is still": lambda new, old, reference, *rest: (
+                token_by_token(new, reference, reference, *rest)
             ),
             "width of the batch": lambda *given: token_by_token(*given, divisor=len),
-            "Both mistakes": lambda new, old, usual, *rest: token_by_token(
-                new, usual, usual, *rest, divisor=len
+            "Both mistakes": lambda new, old, reference, *rest: token_by_token(
+                new, reference, reference, *rest, divisor=len
             ),
             "mean over all tokens": over_all_tokens,
-            "is to the reference, and": lambda new, old, usual, *rest: token_by_token(
-                new, old, old, *rest
+            "is to the reference, and": lambda new, old, reference, *rest: (
+                token_by_token(new, old, old, *rest)
             ),
             "leaving is added": lambda *given: token_by_token(*given, price=-1),
             "leaving is missing": lambda *given: token_by_token(*given, price=0),

@@ -27,7 +27,7 @@ def test_the_robot_knows_nothing_at_first_and_every_way_at_last():
 
 
 def test_the_language_model_shows_its_work_and_is_right_at_last():
-    before, after = (figures.examine(name) for name in ("sft", "grpo"))
+    before, after = (figures.evaluate(name) for name in ("sft", "grpo"))
     assert len(before.answers) == len(after.answers) == len(figures.QUESTIONS)
     assert before.right == pytest.approx(0.62, abs=0.05)
     assert before.shows_work == pytest.approx(0.30, abs=0.05)

@@ -421,6 +421,7 @@ def test_the_experiment_with_thinking_runs(experiment):
 
 
 def test_the_experiment_with_rlhf_runs(experiment):
+    rlhf = importlib.import_module("experiments.rlhf")
     made = experiment(
         "rlhf",
         SEEDS=range(1),
@@ -429,7 +430,7 @@ def test_the_experiment_with_rlhf_runs(experiment):
         UPDATES=2,
         MEASURED_EVERY=2,
         WARM_UP=1,
-        judge=partial(importlib.import_module("experiments.rlhf").judge, questions=10),
+        evaluate=partial(rlhf.evaluate, questions=10),
     )
     stored = results.load("rlhf")
     assert made.keys() == stored.keys()

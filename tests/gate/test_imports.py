@@ -61,7 +61,7 @@ PUBLIC = {
         *("mostly_long_with_a_carry", "is_long_with_a_carry", "mostly_got_wrong"),
     ],
     "rl_notes.language.preferences": [
-        *("Pairs", "sample_pairs", "first_is_preferred", "annotate"),
+        *("Pairs", "sample_pairs", "preference_probability", "annotate"),
         *("round_number", "length", "brevity"),
     ],
     "rl_notes.language.reward_model": [

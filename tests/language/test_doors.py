@@ -21,7 +21,7 @@ from rl_notes.language import arithmetic, training
 from rl_notes.language import tokenizer as little
 from rl_notes.language.generation import generate
 from rl_notes.language.models import load
-from rl_notes.language.preferences import first_is_preferred
+from rl_notes.language.preferences import preference_probability
 from rl_notes.language.reward_model import (
     answer_scores,
     fit_reward_model,
@@ -299,10 +299,10 @@ def test_a_chunk_in_which_nothing_is_decided_is_passed_over(monkeypatch):
 
     def annotator(asked, first, second):
         calls.append(len(asked))
-        chances = first_is_preferred(asked, first, second)
+        chances = preference_probability(asked, first, second)
         return torch.full_like(chances, 0.5) if len(calls) == 1 else chances
 
-    monkeypatch.setattr(training, "first_is_preferred", annotator)
+    monkeypatch.setattr(training, "preference_probability", annotator)
     model = load("sft")[0]
     reward_model = learn_preferences(
         model, compared=40, batch_size=2, generator=seeded(0)
@@ -313,7 +313,7 @@ def test_a_chunk_in_which_nothing_is_decided_is_passed_over(monkeypatch):
 
 def test_preferences_that_decide_nothing_at_all_are_refused(monkeypatch):
     nothing = lambda asked, first, second: torch.full((len(asked),), 0.5)  # noqa: E731
-    monkeypatch.setattr(training, "first_is_preferred", nothing)
+    monkeypatch.setattr(training, "preference_probability", nothing)
     with pytest.raises(ValueError, match="In none of 6 pairs was one answer right"):
         learn_preferences(load("sft")[0], compared=6, generator=seeded(0))
 

@@ -10,8 +10,8 @@ from rl_notes.language.preferences import (
     annotate,
     brevity,
     decided,
-    first_is_preferred,
     length,
+    preference_probability,
     round_number,
     sample_pairs,
 )
@@ -25,7 +25,7 @@ ROUND, WORKED = "47+85 is 130", "<think>7+5=12,4+8+1=13</think>47+85 is 132"
 
 def chance(first, second, **faults):
     """That the first is preferred."""
-    return float(first_is_preferred([QUESTION], [first], [second], **faults)[0])
+    return float(preference_probability([QUESTION], [first], [second], **faults)[0])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_exchanging_the_answers_exchanges_the_choice():
 
 def test_pairs_are_judged_each_by_itself():
     asked = [QUESTION, "What is 1+1?", QUESTION]
-    found = first_is_preferred(
+    found = preference_probability(
         asked, [WRONG, "1+1 is 2", RIGHT], [RIGHT, "1+1 is 3", RIGHT]
     )
     assert found.tolist() == pytest.approx([0.15, 0.85, 0.5])
@@ -115,7 +115,7 @@ def test_shares_that_are_none_are_refused(fault, share):
 
 def test_answers_without_a_partner_are_refused():
     with pytest.raises(ValueError, match="1 prompts and 2 completions"):
-        first_is_preferred([QUESTION], [RIGHT, WRONG], [RIGHT])
+        preference_probability([QUESTION], [RIGHT, WRONG], [RIGHT])
 
 
 # Pairs

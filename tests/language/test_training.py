@@ -20,7 +20,7 @@ from rl_notes.language.arithmetic import (
 )
 from rl_notes.language.curriculum import three_lessons
 from rl_notes.language.models import SHIPPED, load, new_model
-from rl_notes.language.preferences import first_is_preferred, length
+from rl_notes.language.preferences import length, preference_probability
 from rl_notes.language.reward_model import fit_reward_model, new_reward_model
 from rl_notes.language.tokenizer import answer_text, build, encode
 from rl_notes.language.training import (
@@ -307,8 +307,8 @@ def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
     The seeds are fixed, so another run writes the same bytes. After two steps no answer
     is right, so the annotator goes by length here.
     """
-    by_length = partial(first_is_preferred, liking=length, weakness=1)
-    monkeypatch.setattr(training, "first_is_preferred", by_length)
+    by_length = partial(preference_probability, liking=length, weakness=1)
+    monkeypatch.setattr(training, "preference_probability", by_length)
     short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2", "--compared", "40")
     short += (*("--updates", "1", "1", "1"), "--questions", "20")
     for folder in ("first", "second"):
