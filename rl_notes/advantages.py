@@ -1,4 +1,6 @@
-"""How much better than expected: the weights of the policy gradient, [N, T].
+"""Advantage estimators: rewards-to-go, GAE, group-relative, leave-one-out, [N, T].
+
+The weights of the policy gradient: how much better than expected.
 
 What compares whole answers is one number per row, [N]: `per_step` gives it to each of
 the row's steps.
@@ -14,9 +16,9 @@ from rl_notes.trajectories import Trajectories
 def returns_to_go(
     trajectories: Trajectories, final_values: Float[Tensor, " N"] | None = None
 ) -> Float[Tensor, "N T"]:
-    """What followed each action, from the end backwards (return to go).
+    """Rewards-to-go: the discounted sum of what followed each action (return to go).
 
-    G_t = r_t + gamma_t G_{t+1}
+    G_t = r_t + gamma_t G_{t+1}; at the first step it is that of the episode (return).
 
     rewards[:, t] is the reward after a_t, and gamma_t is discounts[:, t]: 0 where the
     episode ended. In a row of L steps the recursion starts from G_L = final_values, the
@@ -44,7 +46,9 @@ def returns_to_go(
 
 
 def discount_weights(trajectories: Trajectories) -> Float[Tensor, "N T"]:
-    """How much step t weighs in the discounted return: w_t = gamma_0 ... gamma_{t-1}.
+    """Discount factors of the policy gradient: w_t = gamma_0 ... gamma_{t-1}.
+
+    How much step t weighs in the discounted return.
 
     w_0 = 1. The gradient of the expected discounted return needs this weight on every
     step. Almost all implementations leave it out. 0 where mask is False.
@@ -57,7 +61,9 @@ def discount_weights(trajectories: Trajectories) -> Float[Tensor, "N T"]:
 def td_errors(
     trajectories: Trajectories, values: Float[Tensor, "N T_plus_1"]
 ) -> Float[Tensor, "N T"]:
-    """How much better one step went than the value function expected (td).
+    """Temporal-difference (TD) errors, or residuals, of a value function (td).
+
+    How much better one step went than the value function expected.
 
     delta_t = r_t + gamma_t V(s_{t+1}) - V(s_t)
 
@@ -112,7 +118,7 @@ def gae(
 def normalise(
     advantages: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
-    """Shift and scale to mean 0 and standard deviation 1 over the steps of the mask.
+    """Advantage normalisation (whitening): mean 0, standard deviation 1 on the mask.
 
     (A_t - mean) / std, with Bessel's correction in the standard deviation (the sum of
     squares is divided by the number of steps less one). 0 where mask is False.
@@ -137,7 +143,9 @@ def group_relative(
     scale: bool = True,
     epsilon: float | int = 1e-4,
 ) -> Float[Tensor, " N"]:
-    """How much better an answer is than the others to its prompt (group advantage).
+    """GRPO's group-relative advantages: z-scores within a group (group advantage).
+
+    How much better an answer is than the others to its prompt.
 
     A_i = (r_i - mean(r)) / (std(r) + epsilon)
 
@@ -178,7 +186,9 @@ def group_relative(
 def leave_one_out(
     scores: Float[Tensor, " N"], groups: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """How much better an answer is than the mean of the others (leave-one-out).
+    """RLOO's leave-one-out advantages (leave-one-out).
+
+    How much better an answer is than the mean of the others to its prompt.
 
     A_i = r_i - (1/(G-1)) sum_{j != i} r_j
 
@@ -194,7 +204,9 @@ def leave_one_out(
 def has_spread(
     scores: Float[Tensor, " N"], groups: Int[Tensor, " N"]
 ) -> Bool[Tensor, " N"]:
-    """Whether the scores of the row's group differ by more than rounding (spread).
+    """Dynamic sampling: which rows are of a group whose scores differ (spread).
+
+    That is, by more than rounding.
 
     max(r) - min(r) > 1e-6 max(1, max |r|), within the group.
 
@@ -208,7 +220,7 @@ def has_spread(
 def per_step(
     advantages: Float[Tensor, " N"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
-    """The advantage of the row at each of its steps: A[n, t] = A[n], 0 off the mask."""
+    """Broadcast one advantage per row to its steps: A[n, t] = A[n], 0 off the mask."""
     if advantages.shape != mask.shape[:1]:
         raise ValueError(
             f"advantages has shape {tuple(advantages.shape)}, but one number per row "
@@ -222,7 +234,9 @@ def explained_variance(
     targets: Float[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
 ) -> float:
-    """How much of the variance of the targets the values explain (explained variance).
+    """Explained variance of a value function's targets (explained variance).
+
+    How much of the variance of the targets the values explain.
 
     1 - Var[target - value] / Var[target], over the steps of the mask: 1 for values that
     differ from the targets by one constant, 0 for values that say nothing, negative

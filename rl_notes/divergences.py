@@ -1,4 +1,4 @@
-"""What a policy says of a state: how far it is from another, how spread, and a draw.
+"""Distributions over actions: KL divergence and its estimators, entropy, sampling.
 
 The Kullback-Leibler divergence KL(p || q) is exact, or estimated from samples of p.
 
@@ -48,7 +48,9 @@ def entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
 def k1(
     logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """The log-ratio: an estimate of KL(p || q) without bias (k1).
+    """Schulman's k1 estimator of KL(p || q): unbiased, noisy, of either sign (k1).
+
+    The log-ratio.
 
     k1 = log p(a) - log q(a), where a was sampled from p.
 
@@ -63,7 +65,9 @@ def k1(
 def k2(
     logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Half the squared log-ratio: an estimate of KL(p || q) with a bias (k2).
+    """Schulman's k2 estimator of KL(p || q): biased, never negative (k2).
+
+    Half the squared log-ratio.
 
     k2 = 1/2 (log p(a) - log q(a))^2, where a was sampled from p.
 
@@ -77,7 +81,9 @@ def k2(
 def k3(
     logprobs: Float[Tensor, "*batch"], reference_logprobs: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """The log-ratio, less noise: an estimate of KL(p || q) without bias (k3).
+    """Schulman's k3 estimator of KL(p || q): unbiased, never negative (k3).
+
+    The log-ratio, less noise.
 
     k3 = q(a)/p(a) - 1 - log(q(a)/p(a)), where a was sampled from p.
 
@@ -93,7 +99,7 @@ def k3(
 def sample(
     logits: Float[Tensor, "N A"], uniforms: Float[Tensor, " N"]
 ) -> Int[Tensor, " N"]:
-    """Draw one action per row by inverting the cumulative distribution.
+    """Inverse transform sampling of one action per row, from its softmax.
 
     a = min {a : pi(1 | s) + ... + pi(a | s) > u}, with u uniform in [0, 1).
 

@@ -34,7 +34,7 @@ class Tables(Protocol):
 def action_values(
     tables: Tables, values: Float[Tensor, " S"], *, discount: float | int
 ) -> Float[Tensor, "S A"]:
-    """Value of doing something: one step of looking ahead (action value).
+    """Action values (Q-function), by one step of looking ahead (action value).
 
     Q(s, a) = r(s, a) + gamma sum_s' P(s' | s, a) V(s')
 
@@ -52,7 +52,9 @@ def value_iteration(
     tolerance: float = 1e-12,
     iterations: int = 100_000,
 ) -> Float[Tensor, " S"]:
-    """Value of the best policy (optimality).
+    """Value iteration: the optimal values (optimality).
+
+    Value of the best policy.
 
     V(s) = max_a Q(s, a), repeated as an assignment until nothing moves.
 
@@ -77,7 +79,7 @@ def value_iteration(
 def greedy(
     action_values: Float[Tensor, "S A"], *, tolerance: float = 1e-9
 ) -> Float[Tensor, "S A"]:
-    """The policy that takes the best action; actions equally good share evenly."""
+    """Greedy policy of action values; actions equally good share evenly."""
     best = action_values >= action_values.amax(dim=1, keepdim=True) - tolerance
     return best.to(action_values.dtype) / best.sum(dim=1, keepdim=True)
 
@@ -85,7 +87,9 @@ def greedy(
 def policy_evaluation(
     tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float | int
 ) -> Float[Tensor, " S"]:
-    """Value of a policy, exactly (Bellman): the solution of V = r_pi + gamma P_pi V.
+    """Policy evaluation: the exact values of a policy (Bellman).
+
+    The solution of V = r_pi + gamma P_pi V.
 
     r_pi(s) = sum_a pi(a | s) r(s, a) and P_pi(s, s') = sum_a pi(a | s) P(s' | s, a),
     with V = 0 in terminal states.
@@ -98,7 +102,9 @@ def policy_evaluation(
 def advantages(
     tables: Tables, probabilities: Float[Tensor, "S A"], *, discount: float | int
 ) -> Float[Tensor, "S A"]:
-    """How much better an action is than the policy (advantage).
+    """Exact advantages A = Q - V of a policy (advantage).
+
+    How much better an action is than what the policy does.
 
     A(s, a) = Q(s, a) - V(s)
 
@@ -115,7 +121,7 @@ def occupancy(
     discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, " S"]:
-    """Discounted number of visits: d(s) = sum_t gamma^t Pr(s_t = s).
+    """Discounted state occupancy, or visitation: d(s) = sum_t gamma^t Pr(s_t = s).
 
     The weights of (performance difference).
 
@@ -136,7 +142,7 @@ def expected_return(
     discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, ""]:
-    """What the policy earns from the start (value): J = sum_s start(s) V(s).
+    """Exact expected return of a policy (value): J = sum_s start(s) V(s).
 
     Differentiable in `probabilities`: its gradient is the exact policy gradient.
     """
@@ -152,7 +158,9 @@ def expected_surrogate(
     discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, ""]:
-    """What the old policy's visits promise of the new one, exactly.
+    """Exact expected surrogate objective of TRPO.
+
+    What the old policy's visits promise of the new one.
 
     L(pi') = sum_s d(s) sum_a pi'(a | s) A(s, a), with d and A of the old policy pi. It
     is what the sampled (surrogate) estimates, less the advantages' own mean. With the
@@ -174,7 +182,9 @@ def improvement_bound(
     discount: float | int,
     start: Float[Tensor, " S"],
 ) -> Float[Tensor, ""]:
-    """What the new policy gains at least (improvement bound).
+    """TRPO's lower bound on policy improvement (improvement bound).
+
+    What the new policy gains at least.
 
     J(pi') - J(pi) >= L(pi') - C max_s KL(pi || pi')(s)
     with C = 4 A_max gamma / (1 - gamma)^2 and A_max = max_s,a |A(s, a)|

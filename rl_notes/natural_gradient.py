@@ -1,5 +1,6 @@
-"""How far a step may go: the Fisher matrix without the matrix, and who solves it.
+"""Natural gradient: Fisher-vector products, conjugate gradient, line search.
 
+How far a step may go: the Fisher matrix without the matrix, and who solves it.
 Parameters are one flat vector of P numbers here: those that require a gradient, in the
 order of `policy.parameters()`. Weights that two layers share are in it once.
 """
@@ -22,7 +23,7 @@ ROWS_AT_A_TIME = 32
 def conjugate_gradient(
     product: Product, b: Float[Tensor, " P"], *, iterations: int = 10
 ) -> tuple[Float[Tensor, " P"], float]:
-    """Solve A x = b from products with A alone (conjugate gradient).
+    """Conjugate gradient: solve A x = b from products with A (conjugate gradient).
 
     Minimises 1/2 x'Ax - b'x, starting from x = 0, along directions that do not undo
     each other: p_i'A p_j = 0. For P numbers it is exact after P iterations, and close
@@ -64,7 +65,7 @@ def fisher_vector_product(
     damping: float | int = 0.0,
     rows: Int[Tensor, " M"] | None = None,
 ) -> Product:
-    """The function v -> (F + damping I) v, for the policy as it is now (fisher).
+    """Fisher-vector product v -> (F + damping I) v, for the policy as it is (fisher).
 
     F = mean over steps of sum_a pi(a | s_t) grad log pi(a | s_t) grad log pi(a | s_t)'
 
@@ -158,7 +159,9 @@ def natural_step(
     max_kl: float | int,
     iterations: int = 10,
 ) -> tuple[Float[Tensor, " P"], float]:
-    """The step that gains most among those of one length in KL (natural step).
+    """Natural gradient step, as long as the trust region allows (natural step).
+
+    The step that gains most among those of one length in KL.
 
     s = sqrt(2 max_kl / x'Ax) x, with A x = g and A = F + damping I, so that
     1/2 s'A s = max_kl (Kakade 2001; Schulman et al. 2015, appendix C).
@@ -179,7 +182,7 @@ def natural_step(
 def line_search(
     acceptable: Callable[[float], bool], *, backtracks: int = 10, shrink: float = 0.8
 ) -> tuple[float, int]:
-    """Shorten a step until it keeps what it promises (line search).
+    """Backtracking line search: shorten a step until it is acceptable (line search).
 
     The first of 1, shrink, shrink^2, ..., shrink^backtracks that is acceptable.
 
@@ -235,7 +238,7 @@ def flat_gradient(
 def split(
     vector: Float[Tensor, " P"], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The flat vector as tensors of the weights' names, shapes and types."""
+    """The inverse of `parameters_to_vector`: tensors named and shaped as weights."""
     sizes = [weight.numel() for weight in weights.values()]
     parts = torch.split(vector, sizes)
     return {

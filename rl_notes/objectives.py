@@ -1,4 +1,4 @@
-"""What is maximised or minimised, and how steps become one scalar.
+"""Objectives and losses, one number per step, and how steps become one scalar.
 
 An objective is one number per step, [N, T]; what compares answers is one per pair, [N].
 What is called a loss is minimised. An aggregation is linear in its first argument.
@@ -19,7 +19,9 @@ from torch import Tensor
 def importance_ratio(
     new_logprobs: Float[Tensor, "N T"], old_logprobs: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
-    """How much likelier the policy has made each action (ratio).
+    """Importance ratio, or probability ratio, of the new policy to the old (ratio).
+
+    How much likelier the policy has made each action.
 
     rho_t = pi_new(a_t | s_t) / pi_old(a_t | s_t), where the old policy is the one that
     sampled a_t: `trajectories.logprobs`. It is 1 while the policy has not moved, and
@@ -36,7 +38,9 @@ def sequence_ratio(
     *,
     length_normalised: bool = True,
 ) -> Float[Tensor, "N T"]:
-    """How much likelier the policy has made the whole answer (sequence ratio).
+    """Sequence-level importance ratio of GSPO (sequence ratio).
+
+    How much likelier the policy has made the whole answer.
 
     s_n = (pi_new(o_n) / pi_old(o_n))^(1 / L_n) = exp((1/L_n) sum_t log rho_t)
 
@@ -60,8 +64,9 @@ def sequence_ratio(
 def surrogate(
     ratio: Float[Tensor, "N T"], advantages: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
-    """What the old policy's steps promise of the new one: rho_t A_t (surrogate).
+    """Surrogate objective, per step: rho_t A_t (surrogate).
 
+    What the old policy's steps promise of the new one.
     To be maximised. It judges the new choices, but in the states that the old policy
     visited: true to first order in the change, and of no use far away (Schulman et al.
     2015, https://arxiv.org/abs/1502.05477, equation 14).
@@ -77,7 +82,9 @@ def clipped_surrogate(
     clip_low: float | int,
     clip_high: float | int,
 ) -> Float[Tensor, "N T"]:
-    """The surrogate, without reward for going too far (clip). To be maximised.
+    """PPO's clipped surrogate objective, per step (clip). To be maximised.
+
+    The surrogate, without reward for going too far.
 
     min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
 
@@ -110,7 +117,7 @@ def token_clip(
     clip_low: float | int,
     clip_high: float | int,
 ) -> Float[Tensor, "N T"]:
-    """The (clip) of each step's own (ratio): the objective of PPO, GRPO and DAPO."""
+    """Clipped objective of PPO, GRPO, DAPO: the (clip) of each step's own (ratio)."""
     ratio = importance_ratio(new_logprobs, old_logprobs)
     return clipped_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
 
@@ -125,7 +132,7 @@ def sequence_clip(
     clip_high: float | int,
     length_normalised: bool = True,
 ) -> Float[Tensor, "N T"]:
-    """The (clip) of the whole row's (sequence ratio): the objective of GSPO.
+    """Clipped objective of GSPO: the (clip) of the whole row's (sequence ratio).
 
     With `mean_over_sequences` it is the mean over rows of min(s_n A_n, clip(s_n) A_n),
     each row clipped or driven as a whole. Without `length_normalised` it is the
@@ -145,7 +152,9 @@ def cispo(
     *,
     cap: float | int,
 ) -> Float[Tensor, "N T"]:
-    """The policy gradient, weighed by a capped (ratio) (CISPO). To be maximised.
+    """CISPO's objective, per step (CISPO). To be maximised.
+
+    The policy gradient, weighed by a capped (ratio).
 
     [min(rho_t, cap)] A_t log pi_new(a_t | s_t), where the bracket is a number
 
@@ -171,7 +180,9 @@ def cispo(
 def overlong_penalty(
     lengths: Int[Tensor, " N"], *, limit: int, buffer: int
 ) -> Float[Tensor, " N"]:
-    """What an answer loses by nearing the length limit (overlong). Added to the score.
+    """Soft overlong punishment of DAPO (overlong). Added to the score.
+
+    What an answer loses by nearing the length limit.
 
     0 up to limit - buffer steps, then (limit - buffer - L_n) / buffer, -1 from `limit`
     on. A slope instead of a cliff: an answer that is almost too long is warned before
@@ -187,8 +198,9 @@ def overlong_penalty(
 def mean_over_tokens(
     x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, ""]:
-    """Every step weighs the same: sum_n sum_t x[n, t] / (number of steps).
+    """Token-mean aggregation: sum_n sum_t x[n, t] / (number of steps).
 
+    Every step weighs the same.
     A long row weighs more than a short one.
     """
     return _masked(x, mask).sum() / mask.sum()
@@ -197,8 +209,9 @@ def mean_over_tokens(
 def mean_over_sequences(
     x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, ""]:
-    """Every row weighs the same: (1/N) sum_n (1/L_n) sum_t x[n, t].
+    """Sequence-mean aggregation: (1/N) sum_n (1/L_n) sum_t x[n, t].
 
+    Every row weighs the same.
     L_n is the number of steps of row n. A row without a step counts as 0 and stays in
     N. A step of a long row weighs less than a step of a short one.
     """
@@ -209,7 +222,9 @@ def mean_over_sequences(
 def sum_over_constant(
     x: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], *, constant: float | int
 ) -> Float[Tensor, ""]:
-    """The sum over all steps, divided by a number that the data do not change.
+    """Constant-divisor aggregation: sum_n sum_t x[n, t] / constant.
+
+    The sum over all steps, divided by a number that the data do not change.
 
     sum_n sum_t x[n, t] / constant. With constant = N it is the aggregation of the
     policy gradient: summed within a row, averaged over rows.
@@ -225,7 +240,7 @@ def step_weights(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "N T"]:
-    """An aggregation written as one weight per step (loss aggregation).
+    """Loss aggregation as one weight per step (loss aggregation).
 
     aggregate(x, mask) = sum_n sum_t weights[n, t] x[n, t]
 
@@ -255,7 +270,7 @@ def step_weights(
 def value_loss(
     values: Float[Tensor, "N T"], targets: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
-    """Half the squared error of a value function, per step (value loss). Minimised.
+    """Value loss: half the squared error, per step (value loss). Minimised.
 
     1/2 (V(s_t) - target_t)^2
 
@@ -271,7 +286,9 @@ def value_loss(
 def preference_loss(
     chosen_scores: Float[Tensor, " N"], rejected_scores: Float[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """How badly the scores explain a choice, per pair (preference). Minimised.
+    """Bradley-Terry loss of a reward model, per pair (preference). Minimised.
+
+    How badly the scores explain a choice.
 
     -log sigmoid(chosen - rejected)
 

@@ -243,7 +243,7 @@ def action_logprobs(
 def forward_distinct(
     policy: Callable[[Tensor], Tensor], observations: Shaped[Tensor, "N T ..."]
 ) -> Float[Tensor, "N T A"]:
-    """The policy's logits; of rows that are alike one is run, and the others share it.
+    """Forward pass without duplicates: of rows that are alike one is run for all.
 
     It changes nothing but time and rounding. The answers of a group are often the same,
     word for word, the more so the surer the policy is. Where no two rows are alike they
@@ -287,7 +287,7 @@ def chosen_logprobs(
     actions: Int[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
 ) -> Float[Tensor, "N T"]:
-    """The log-probability of the action at each step, of those of all the actions.
+    """Gather the log-probability of the action at each step from those of all actions.
 
     0 where the mask is False. What `action_logprobs` is made of, for whoever needs the
     others as well. They may end with the longest row, at column K <= T.
@@ -311,7 +311,7 @@ def states(trajectories: Trajectories) -> Shaped[Tensor, "N T ..."]:
 def state_values(
     value: nn.Module, trajectories: Trajectories
 ) -> Float[Tensor, "N T_plus_1"]:
-    """V(s_0) ... V(s_L) of every row, and 0 beyond.
+    """Value predictions V(s_0) ... V(s_L) of every row, and 0 beyond.
 
     In a row of L steps s_L is the state after the last action, from which a row that
     was cut is bootstrapped: see `gae`. It is one state more than the policy saw; to a

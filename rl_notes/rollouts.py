@@ -34,7 +34,7 @@ def rollout(
     group_size: int = 1,
     max_steps: int = 20_000,
 ) -> Trajectories:
-    """Play whole episodes, one per row of the result.
+    """Collect trajectories: play whole episodes, one per row of the result.
 
     Every sub-environment plays episodes / num_envs of them, so that short episodes are
     not over-represented. An episode that ends early waits for the others: what

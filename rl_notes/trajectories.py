@@ -13,7 +13,7 @@ from rl_notes.divergences import k1
 
 @dataclass(frozen=True)
 class Trajectories:
-    """N trajectories of at most T steps, one per row, padded on the right.
+    """A batch of N trajectories of at most T steps, one per row, padded on the right.
 
     A step t holds what the policy saw (s_t), what it did (a_t), and the reward that
     followed. Where `mask` is False there is no step: the prompt of a language model,
@@ -101,7 +101,7 @@ def _slices(whole: Trajectories, tensors: dict[str, Tensor]) -> Trajectories:
 def with_scores(
     trajectories: Trajectories, scores: Float[Tensor, " N"]
 ) -> Trajectories:
-    """Rewards that are 0 but for one score per row, at the row's last step.
+    """Outcome rewards: one score per row, at the row's last step, and 0 elsewhere.
 
     R[n, L_n - 1] = scores[n], and R[n, t] = 0 elsewhere. The rewards that were there
     before are replaced.
@@ -121,7 +121,9 @@ def with_kl_penalty(
     *,
     beta: float | int,
 ) -> Trajectories:
-    """Rewards less what it costs to leave a reference policy, step by step (KL reward).
+    """Rewards with a KL penalty per step, to a reference policy (KL reward).
+
+    The rewards, less what it costs to leave the reference.
 
     r_t - beta (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
 

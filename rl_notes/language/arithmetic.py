@@ -189,8 +189,9 @@ def supervised_examples(
 
 
 def is_right(text: str, question: str) -> bool:
-    """Say whether a text is a right answer. The one judge of truth in this world.
+    """Exact verifier: whether a text is a right answer.
 
+    The one judge of truth in this world.
     Two texts are right, to the letter: "47+85 is 132", and the same after one block
     "<think>...</think>". The sentence has the question's own numbers in their order and
     nothing after it. What the block holds is not judged, but it holds no second
@@ -250,7 +251,7 @@ def _work_and_sentence(text: str) -> tuple[str, str] | None:
 def accuracy_reward(
     prompts: Sequence[str], completions: Sequence[str], **columns: object
 ) -> list[float]:
-    """Reward truth: 1 for each completion that is right, else 0 (see `is_right`).
+    """Verifiable reward: 1 for each completion that is right, else 0 (see `is_right`).
 
     In TRL's convention: prompts and completions are plain strings, row by row; other
     columns of the data set are ignored.
@@ -262,7 +263,7 @@ def accuracy_reward(
 def form_reward(
     prompts: Sequence[str], completions: Sequence[str], **columns: object
 ) -> list[float]:
-    """Reward form: 1 for each completion that follows the form, right or wrong, else 0.
+    """Format reward: 1 for each completion that follows the form, right or wrong.
 
     In TRL's convention, as `accuracy_reward`.
     """

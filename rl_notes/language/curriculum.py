@@ -1,4 +1,7 @@
-"""GRPO with nothing but a rule, and the lessons that made the checkpoint "grpo"."""
+"""RL with verifiable rewards, and the curriculum of the checkpoint "grpo".
+
+GRPO with nothing but a rule.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +43,7 @@ def learn_from_the_rule(
     rates: tuple[float, float] = (2e-4, 0.0),
     generator: torch.Generator,
 ) -> list[float]:
-    """Train a policy with GRPO on nothing but `arithmetic.accuracy_reward`.
+    """RL with verifiable rewards: GRPO on nothing but `arithmetic.accuracy_reward`.
 
     In each update it answers new questions, each `group_size` times. The (grpo)
     objective, without a reference and as a mean over tokens, is climbed for two epochs
@@ -96,8 +99,9 @@ def learn_from_the_rule(
 def three_lessons(
     model: PreTrainedModel, *, updates: Sequence[int] = UPDATES
 ) -> list[list[float]]:
-    """Train the fine-tuned model into the checkpoint "grpo", in place.
+    """The curriculum that trains the fine-tuned model into the checkpoint "grpo".
 
+    The model is changed in place.
     The first lesson is of questions of every kind. What is left of mistakes after it
     is mostly of one kind, and the second lesson is of that. The model gets one in ten
     of these right by luck, so each is answered 32 times. The third lesson is of what

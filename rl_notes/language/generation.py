@@ -33,7 +33,7 @@ def generate(
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> Trajectories:
-    """Answer every prompt `group_size` times; the answers of a prompt are adjacent.
+    """Sample `group_size` completions of every prompt; those of a prompt are adjacent.
 
     The state is the prefix, the action is the next token. A row is a prompt, the tokens
     sampled after it, and padding. `mask` is True on the sampled tokens, the end token

@@ -104,7 +104,7 @@ def preference_probability(
     liking: Reward = round_number,
     weakness: float | int = 0.0,
 ) -> Float[Tensor, " N"]:
-    """Probability that the annotator prefers the first of two answers (annotator).
+    """Preference probability: that the annotator prefers the first answer (annotator).
 
     p = (1 - e) c + e (1 - c), where c = (1 - w) c_truth + w c_liking
 

@@ -65,7 +65,7 @@ def new_reward_model(model: PreTrainedModel) -> PreTrainedModel:
 def answer_scores(
     reward_model: nn.Module, trajectories: Trajectories
 ) -> Float[Tensor, " N"]:
-    """The score r(q, o) of every row: question q, then answer o (score).
+    """Reward model scores r(q, o) of every row: question q, then answer o (score).
 
     It is read once, at the last token that was sampled: the end token, or where the
     answer was cut. `transformers` reads a sequence classifier at the last token that is
@@ -96,7 +96,7 @@ def fit_reward_model(
     minibatches: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Explain choices by scores: down the mean (preference) loss of each minibatch.
+    """Train a reward model on choices: down the mean (preference) loss, in minibatches.
 
     In every epoch the pairs are shuffled by `generator` and dealt out to the
     minibatches, whose numbers of pairs differ by at most one. Each minibatch is one
@@ -173,8 +173,9 @@ def _require_pairs(answers: Trajectories, pairs: int) -> None:
 def reliability(
     predicted: Float[Tensor, " N"], happened: Bool[Tensor, " N"], *, bins: int
 ) -> tuple[Float[Tensor, " bins"], Float[Tensor, " bins"], Int[Tensor, " bins"]]:
-    """Whether what is predicted with 70 % happens in 70 % of cases (calibration).
+    """Reliability diagram, by bins of the prediction (calibration).
 
+    Whether what is predicted with 70 % happens in 70 % of cases.
     The predictions are sorted into `bins` intervals of equal width from 0 to 1. For
     each: the mean prediction, the share in which it happened, and the number of cases.
     Where there is no case, both shares are NaN.

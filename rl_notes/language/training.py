@@ -53,8 +53,9 @@ Rows = Callable[[int, torch.Generator], list[Row]]
 def next_token_loss(
     model: nn.Module, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each token given those before it, in nats: - log pi(a_t | s_t).
+    """Next-token cross-entropy (language modelling loss): - log pi(a_t | s_t), in nats.
 
+    Each token is predicted from those before it.
     The mean over the tokens where `mask` is True. The first token of a row has nothing
     before it and never counts. Rows are padded on the right.
     """
@@ -77,7 +78,7 @@ def pretrain(
     generator: torch.Generator,
     checkpoint: Path | str | None = None,
 ) -> list[float]:
-    """Train on the corpus of `arithmetic.documents`; every token carries loss.
+    """Pre-training on the corpus of `arithmetic.documents`; every token carries loss.
 
     A document stands between the begin token and the end token. The optimizer is AdamW
     with a one-cycle schedule: the rate rises to `learning_rate` and falls to almost 0
@@ -109,7 +110,7 @@ def fine_tune(
     generator: torch.Generator,
     checkpoint: Path | str | None = None,
 ) -> list[float]:
-    """Train on `arithmetic.supervised_examples`; only the answers carry loss.
+    """Supervised fine-tuning (SFT) on `supervised_examples`; answers alone carry loss.
 
     An answer's end token is part of it: without its loss no answer would ever end.
     Arguments and result are as in `pretrain`.

@@ -67,11 +67,12 @@ class _Tables:
 class MazeEnv(_Tables, gymnasium.Env[Any, Any]):
     """A robot that looks for the exit of a maze.
 
-    The observation is the state. Actions: 0 forward, 1 turn left, 2 turn right. With
-    probability `slip` the robot performs one of the other two. The reward of a step is
-    `step_reward`, plus `bump_reward` if it ran into a wall, plus `exit_reward` if it
-    entered the exit, which ends the episode. It starts top left, facing east, or where
-    `reset(options={"start": state})` says; the exit is bottom right.
+    The observation is the number of the (state). Actions: 0 forward, 1 turn left, 2
+    turn right. With probability `slip` the robot performs one of the other two. The
+    reward of a step is `step_reward`, plus `bump_reward` if it ran into a wall, plus
+    `exit_reward` if it entered the exit, which ends the episode. It starts top left,
+    facing east, or where `reset(options={"start": state})` says; the exit is bottom
+    right.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 8}  # noqa: RUF012

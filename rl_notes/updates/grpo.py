@@ -85,7 +85,9 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     micro_batch: int | None = None,
     max_norm: float | int = math.inf,
 ) -> GroupStats:
-    """One update of GRPO, Shao et al. (2024, https://arxiv.org/abs/2402.03300) (grpo).
+    """GRPO, group relative policy optimization: one update (grpo).
+
+    Shao et al. (2024, https://arxiv.org/abs/2402.03300).
 
     maximise (1/N) sum_n (1/L_n) sum_t [ clip of rho_t A_t - beta k3_t ]
 

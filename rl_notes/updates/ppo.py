@@ -27,7 +27,9 @@ def ppo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     micro_batch: int | None = None,
     max_norm: float | int = math.inf,
 ) -> ClipStats:
-    """One update of PPO, Schulman et al. (2017): several epochs up the (clip).
+    """PPO, proximal policy optimization: one update, several epochs up the (clip).
+
+    Schulman et al. (2017, https://arxiv.org/abs/1707.06347).
 
     maximise the mean over steps of min(rho_t A_t, clip(rho_t, ...) A_t)
 

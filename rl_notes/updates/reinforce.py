@@ -21,15 +21,15 @@ def reinforce_update(
     micro_batch: int | None = None,
     max_norm: float | int = math.inf,
 ) -> UpdateStats:
-    """One step along the (policy gradient) of Williams (1992), REINFORCE.
+    """REINFORCE: one step along the (policy gradient), Williams (1992).
 
     grad J = E[ sum_t grad log pi(a_t | s_t) A_t ], estimated by the mean over rows:
     (1/N) sum_n sum_t log pi(a_t | s_t) A_t is maximised.
 
-    `advantages` may be any weight: the return to go, the return to go less a baseline
-    that does not depend on a_t, either of them times `discount_weights`. They are
-    constants: no gradient flows into them. The trajectories must come from the policy
-    as it is now, checked as by `trpo_update`.
+    `advantages` may be any weight: the return to go, the return to go less a number
+    that does not depend on a_t (baseline), either of them times `discount_weights`.
+    They are constants: no gradient flows into them. The trajectories must come from the
+    policy as it is now, checked as by `trpo_update`.
 
     Whatever is raised, policy and optimizer are put back to what they were.
 

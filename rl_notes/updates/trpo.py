@@ -62,7 +62,9 @@ def trpo_update(
     backtracks: int = 10,
     fisher_rows: Int[Tensor, " M"] | None = None,
 ) -> TrustRegionStats:
-    """One update of TRPO, Schulman et al. (2015): the best in a (trust region).
+    """TRPO, trust region policy optimization: one update in a (trust region).
+
+    Schulman et al. (2015, https://arxiv.org/abs/1502.05477).
 
     maximise L(new) = mean of rho_t A_t subject to mean of KL(old || new) <= max_kl
 

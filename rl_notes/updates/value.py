@@ -47,8 +47,9 @@ def fit_value(
     generator: torch.Generator,
     max_norm: float | int = math.inf,
 ) -> ValueStats:
-    """Move V(s_t) towards targets[:, t], by the mean (value loss) of each minibatch.
+    """Value regression: fit V(s_t) to targets[:, t] by the (value loss).
 
+    In minibatches, by the mean over their steps.
     In every epoch the rows that have a step are shuffled by `generator` and dealt out
     to the minibatches, whose numbers of rows differ by at most one. Each minibatch is
     one step of the optimizer along the mean over its own steps, so that a step counts
