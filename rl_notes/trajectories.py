@@ -69,7 +69,7 @@ class Trajectories:
 
     @property
     def lengths(self) -> Int[Tensor, " N"]:
-        """L, the row's length: one more than the index of its last step, or 0."""
+        """The row's length L, one more than the index of its last step, or 0."""
         steps = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
         return (self.mask * steps).amax(dim=1)
 

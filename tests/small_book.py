@@ -44,7 +44,9 @@ def lesson() -> NotebookNode:
     cells = [
         new_markdown_cell("# A lesson"),
         new_code_cell("import os\nimport sys\n\nimport rl_notes"),
-        new_markdown_cell("## A product\n\nIt is $6 \\cdot 7$, *twice* 21."),
+        new_markdown_cell(
+            "## A product\n\nIt is $6 \\cdot 7$, *twice* 21.\n\n$$6 x \\tag{product}$$"
+        ),
         new_code_cell("print(6 * 7)", outputs=printed("42\n")),
         new_code_cell(CONNECT, outputs=printed("refused\n")),
         new_code_cell(f"print({where})", outputs=printed("True\n")),
@@ -62,15 +64,42 @@ def store(notebook: NotebookNode, path: Path) -> Path:
     return path
 
 
+LIBRARY_CODE = '''\
+"""Products, of *numbers* | and their like."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def product(x: Float[Tensor, "*batch"], y_: int = 6) -> Float[Tensor, "*batch"]:
+    """Product with y_ (product): see `twice`.
+
+    y_ * x | y_
+    """
+    return y_ * x
+
+
+def twice(x: int) -> int:
+    """Twice x."""
+    return 2 * x
+'''
 INDEX = "# A book\n\nSee [the other page](second.md) and [a lesson](lesson.ipynb).\n"
 PAGES = {
     "_toc.yml": "format: jb-book\nroot: book/index\n"
-    "chapters:\n- file: book/second\n- file: book/lesson\n",
+    "chapters:\n- file: book/second\n- file: book/lesson\n- file: book/notation\n"
+    "- file: book/api/rl_notes/index\n- file: book/api/rl_notes/products/index\n",
     "book/index.md": INDEX,
     "book/second.md": "# Second\n\n## There\n\n[](index.md) {cite}`ada1843`\n\n"
     "```{bibliography}\n```\n",
     "book/references.bib": "@misc{ada1843, title={Notes}, author={Lovelace, Ada}, "
     "year={1843}}\n",
+    "book/notation.md": "# Equations\n\n**(product)** $6 x$\n"
+    ": [A lesson](lesson.ipynb). Code: `products.product`. "
+    "Test: `test_products.test_product`\n",
+    "rl_notes/__init__.py": '"""A library."""\n',
+    "rl_notes/products.py": LIBRARY_CODE,
+    "tests/areas/test_products.py": "import rl_notes\n\n\ndef test_product():\n"
+    "    assert rl_notes\n",
 }
 
 
@@ -80,6 +109,7 @@ def make_book(root: Path) -> Path:
     shutil.copytree(gate.ROOT / "book", root / "book", ignore=own)
     shutil.copy(gate.ROOT / "_config.yml", root)
     for name, text in PAGES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
     store(lesson(), root / "book" / "lesson.ipynb")
     return root

@@ -55,3 +55,19 @@ def test_the_code_knows_its_name_and_the_test_exists(entry: dict[str, str]):
     (path,) = (ROOT / "tests").rglob(f"{file}.py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert test in {node.name for node in tree.body if hasattr(node, "name")}
+
+
+def test_every_module_has_its_page_in_the_reference_and_in_its_table():
+    hidden = ("exercises", "results", "updates/", "maze/")
+    modules = {
+        path.relative_to(ROOT / "rl_notes").with_suffix("").as_posix()
+        for path in (ROOT / "rl_notes").rglob("*.py")
+    }
+    modules = {name.removesuffix("/__init__") for name in modules} - {"__init__"}
+    shown = {name for name in modules if not name.startswith(hidden)}
+    assert {"objectives", "updates", "maze", "language/generation"} < shown
+    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"api/rl_notes/(\S+)/index", toc)) == shown
+    table = (ROOT / "book" / "reference.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"api/rl_notes/(\S+)/index", table))
+    assert listed == shown - {"language"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import gate
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_output
 from notebook_rules import (
@@ -326,6 +327,52 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_small_book_passes(built: Path):
     assert site_faults(built) == []
     assert 'alt="One pixel."' in (built / "book" / "lesson.html").read_text("utf-8")
+
+
+def links(page: Path, inside: str) -> dict[str, str]:
+    """Of the links in part of a page: the words, and where each leads."""
+    html = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    return {a.get_text(): str(a["href"]) for a in html.select(f"{inside} a")}
+
+
+@pytest.mark.xdist_group("built")
+def test_an_equation_its_code_its_entry_and_its_test_are_one_click_apart(built: Path):
+    code = "api/rl_notes/products/index.html#rl_notes.products.product"
+    # Below the equation, and at the equation's entry.
+    below = links(built / "book" / "lesson.html", ".equation-links")
+    assert below == {"product": code, "(product)": "notation.html#entry-product"}
+    entry = links(built / "book" / "notation.html", "dl")
+    assert entry["A lesson"] == "lesson.html#eq-product"
+    assert entry["products.product"] == code
+    test = "/blob/main/tests/areas/test_products.py#L4"
+    assert entry["test_products.test_product"].endswith(test)
+    # And back: from the function to the equation, to the source, to its neighbour.
+    page = built / "book" / "api" / "rl_notes" / "products" / "index.html"
+    back = links(page, "dl")
+    assert back["product"] == "../../../lesson.html#eq-product"
+    assert back["[source]"].endswith("/blob/main/rl_notes/products.py#L15")
+    assert back["twice"] == "#rl_notes.products.twice"
+
+
+@pytest.mark.xdist_group("built")
+def test_a_signature_is_written_as_a_reader_writes_it(built: Path):
+    page = built / "book" / "api" / "rl_notes" / "products" / "index.html"
+    text = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").get_text()
+    signature = "product(x:Float[Tensor,'*batch'],y_:int=6)→Float[Tensor,'*batch']"
+    assert signature in "".join(text.split()).replace(",)", ")")
+    assert "Product with y_ (product): see twice." in text
+    assert "y_ * x | y_" in text
+
+
+def test_a_public_name_without_a_docstring_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    root = make_book(tmp_path)
+    with (root / "rl_notes" / "products.py").open("a", encoding="utf-8") as file:
+        file.write("\n\ndef thrice(x: int) -> int:\n    return 3 * x\n")
+    with pytest.raises(gate.Refused, match="jupyter-book"):
+        gate.build_book(root)
+    assert "rl_notes.products.thrice has no docstring" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
