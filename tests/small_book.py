@@ -45,7 +45,8 @@ def lesson() -> NotebookNode:
         new_markdown_cell("# A lesson"),
         new_code_cell("import os\nimport sys\n\nimport rl_notes"),
         new_markdown_cell(
-            "## A product\n\nIt is $6 \\cdot 7$, *twice* 21.\n\n$$6 x \\tag{product}$$"
+            "## A product\n\nA **product**: $6 \\cdot 7$, *twice* 21.\n\n"
+            "$$6 x \\tag{product}$$"
         ),
         new_code_cell("print(6 * 7)", outputs=printed("42\n")),
         new_code_cell(CONNECT, outputs=printed("refused\n")),
@@ -87,6 +88,7 @@ INDEX = "# A book\n\nSee [the other page](second.md) and [a lesson](lesson.ipynb
 PAGES = {
     "_toc.yml": "format: jb-book\nroot: book/index\n"
     "chapters:\n- file: book/second\n- file: book/lesson\n- file: book/notation\n"
+    "- file: book/glossary\n"
     "- file: book/api/rl_notes/index\n- file: book/api/rl_notes/products/index\n",
     "book/index.md": INDEX,
     "book/second.md": "# Second\n\n## There\n\n[](index.md) {cite}`ada1843`\n\n"
@@ -96,6 +98,8 @@ PAGES = {
     "book/notation.md": "# Equations\n\n**(product)** $6 x$\n"
     ": [A lesson](lesson.ipynb). Code: `products.product`. "
     "Test: `test_products.test_product`\n",
+    "book/terms.yml": "lesson: [product]\n",
+    "book/glossary.md": "# Glossary\n\n```{glossary}\nproduct\n  A number.\n```\n",
     "rl_notes/__init__.py": '"""A library."""\n',
     "rl_notes/products.py": LIBRARY_CODE,
     "tests/areas/test_products.py": "import rl_notes\n\n\ndef test_product():\n"

@@ -1,5 +1,7 @@
 """The gate can fail: a copy of a passing book is refused for each planted fault."""
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +364,23 @@ def test_a_signature_is_written_as_a_reader_writes_it(built: Path):
     assert signature in "".join(text.split()).replace(",)", ")")
     assert "Product with y_ (product): see twice." in text
     assert "y_ * x | y_" in text
+
+
+@pytest.mark.xdist_group("built")
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+def test_a_search_gives_the_chapter_that_teaches_the_term_first(built: Path):
+    script = Path(__file__).with_name("search.js")
+    command = ["node", str(script), str(built), "product"]
+    done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
+    found = done.stdout.split()
+    assert found[0] == "book/lesson"
+    assert {"book/api/rl_notes/products/index", "book/glossary"} < set(found)
+
+
+@pytest.mark.xdist_group("built")
+def test_a_term_in_bold_leads_to_the_glossary(built: Path):
+    found = links(built / "book" / "lesson.html", "p:not(.equation-links)")
+    assert found["product"] == "glossary.html#term-product"
 
 
 def test_a_public_name_without_a_docstring_is_refused(
