@@ -38,10 +38,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.answers import LIMIT, fresh_sft, measure, sample_answers, seeded
+from experiments.answers import LIMIT, fresh_sft, measure, seeded
 from rl_notes.advantages import group_relative, per_step
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic, tokenizer
+from rl_notes.language.answers import answer
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import TransformerPolicy
 from rl_notes.updates import grpo_update
@@ -102,8 +103,9 @@ def ours(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
     if turn:
         turn.resume()
     for first in range(0, len(asked), GROUPS):
-        batch, prompts, answers = sample_answers(
-            policy, list(asked[first : first + GROUPS]), SIZE, generator
+        questions = asked[first : first + GROUPS]
+        batch, prompts, answers = answer(
+            policy, questions, group_size=SIZE, generator=generator
         )
         scores = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
         stats = grpo_update(

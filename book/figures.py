@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rl_notes import plotting
 from rl_notes.advantages import group_relative, per_step, returns_to_go
-from rl_notes.language import arithmetic, curriculum, tokenizer
-from rl_notes.language.generation import generate
+from rl_notes.language import arithmetic, curriculum
+from rl_notes.language.answers import answer
 from rl_notes.language.models import load
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import TabularPolicy, TransformerPolicy
@@ -89,22 +89,16 @@ def evaluate(name: str) -> Evaluation:
 
 def ask(name: str, questions: tuple[str, ...] | list[str]) -> list[str]:
     """One answer to each question, sampled at a temperature of 1."""
-    model, tokens = load(name)
-    sampled = generate(
-        TransformerPolicy(model),
-        tokenizer.encode(tokens, questions),
-        max_new_tokens=64,
-        generator=torch.Generator().manual_seed(4),
-    )
-    return tokenizer.answer_texts(tokens, sampled)
+    policy = TransformerPolicy(load(name)[0])
+    return answer(policy, questions, generator=torch.Generator().manual_seed(4)).texts
 
 
 def write_answers(found: Evaluation, ax: Axes) -> Axes:
     """Write questions and answers down, and whether each is right."""
     lines = []
-    for question, answer in zip(QUESTIONS, found.answers, strict=True):
-        right = arithmetic.is_right(answer, question)
-        work, _, last = answer.rpartition(arithmetic.END_THINK)
+    for question, text in zip(QUESTIONS, found.answers, strict=True):
+        right = arithmetic.is_right(text, question)
+        work, _, last = text.rpartition(arithmetic.END_THINK)
         lines += [question, *([work + arithmetic.END_THINK] if work else [])]
         lines += [f"{last}  ({'right' if right else 'WRONG'})", ""]
     shares = f"{found.right:.0%} right, {found.shows_work:.0%} with work shown"

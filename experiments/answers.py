@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rl_notes.language import arithmetic, tokenizer
-from rl_notes.language.generation import generate
+from rl_notes.language.answers import answer
 from rl_notes.language.models import load
 from rl_notes.policies import TransformerPolicy
 from rl_notes.results import FOLDER
@@ -32,30 +32,14 @@ def fresh_sft() -> PreTrainedModel:
     return copy.deepcopy(load("sft")[0])
 
 
-def texts(sampled: Trajectories) -> list[str]:
-    return tokenizer.answer_texts(TOKENS, sampled)
-
-
-def sample_answers(
-    policy: TransformerPolicy, asked: list[str], size: int, generator: torch.Generator
-) -> tuple[Trajectories, list[str], list[str]]:
-    """Each question `size` times: the trajectories, the prompts and the answers."""
-    sampled = generate(
-        policy,
-        tokenizer.encode(TOKENS, asked),
-        group_size=size,
-        max_new_tokens=LIMIT,
-        generator=generator,
-    )
-    return sampled, [q for q in asked for _ in range(size)], texts(sampled)
-
-
 def sample_scored(
     policy: TransformerPolicy, groups: int, size: int, generator: torch.Generator
 ) -> tuple[Trajectories, Tensor]:
     """Answers to new training questions, scored by the rule: 1 if right, 0 if not."""
     asked = arithmetic.questions(groups, held_out=False, generator=generator)
-    sampled, prompts, answers = sample_answers(policy, asked, size, generator)
+    sampled, prompts, answers = answer(
+        policy, asked, group_size=size, generator=generator
+    )
     scores = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
     return with_scores(sampled, scores), scores
 
@@ -70,10 +54,12 @@ def measure(model: PreTrainedModel, *, questions: int = 1000, size: int = 8) -> 
     """Held-out questions, always the same: greedy, sampled, pass@size, work, length."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))
     policy = TransformerPolicy(model)
-    sampled, prompts, answers = sample_answers(policy, asked, size, seeded(10))
+    sampled, prompts, answers = answer(
+        policy, asked, group_size=size, generator=seeded(10)
+    )
     right = torch.tensor(arithmetic.accuracy_reward(prompts, answers)).view(-1, size)
     likeliest = TransformerPolicy(model, GREEDY)
-    _, _, greedy = sample_answers(likeliest, asked, 1, seeded(11))
+    _, _, greedy = answer(likeliest, asked, generator=seeded(11))
     worked = torch.tensor([arithmetic.shows_work(text) for text in answers])
     shares = {
         "greedy": statistics.mean(arithmetic.accuracy_reward(asked, greedy)),

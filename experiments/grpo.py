@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.answers import fresh_sft, sample_answers, sample_scored, seeded, store
+from experiments.answers import fresh_sft, sample_scored, seeded, store
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import group_relative, per_step, returns_to_go
 from rl_notes.language import arithmetic
+from rl_notes.language.answers import answer
 from rl_notes.objectives import token_clip
 from rl_notes.policies import (
     MLPPolicy,
@@ -105,7 +106,9 @@ def known_values(questions: int, tries: int) -> tuple[Trajectories, Tensor]:
     """One answer to each held-out question, and the share right among many."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(0))
     policy = TransformerPolicy(fresh_sft())
-    batch, prompts, answers = sample_answers(policy, asked, tries, seeded(1))
+    batch, prompts, answers = answer(
+        policy, asked, group_size=tries, generator=seeded(1)
+    )
     right = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
     first = torch.arange(questions) * tries
     return batch.select(first), right.view(questions, tries).mean(1)

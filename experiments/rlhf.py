@@ -24,13 +24,13 @@ from tqdm import tqdm
 from experiments.answers import (
     better_than_others,
     fresh_sft,
-    sample_answers,
     seeded,
     store,
 )
 from rl_notes.advantages import gae, returns_to_go
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic
+from rl_notes.language.answers import answer
 from rl_notes.language.models import load
 from rl_notes.language.reward_model import answer_scores
 from rl_notes.policies import (
@@ -75,7 +75,7 @@ class Loop:
 def evaluate(loop: Loop, *, questions: int = 500) -> dict[str, float]:
     """Held-out questions, always the same, one sampled answer to each."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))
-    answers, _, texts = sample_answers(loop.policy, asked, 1, seeded(10))
+    answers, _, texts = answer(loop.policy, asked, generator=seeded(10))
     seen = states(answers)
     kl = kl_exact(loop.policy(seen), loop.reference(seen))  # [N, T]
     found = {
@@ -92,7 +92,7 @@ def evaluate(loop: Loop, *, questions: int = 500) -> dict[str, float]:
 @torch.no_grad()
 def samples(loop: Loop) -> list[dict[str, Any]]:
     """What the policy says now to three questions, and what it is given for it."""
-    answers, _, texts = sample_answers(loop.policy, list(SHOWN), 1, seeded(12))
+    answers, _, texts = answer(loop.policy, list(SHOWN), generator=seeded(12))
     scores = answer_scores(loop.reward_model, answers).tolist()
     return [
         {"question": question, "answer": text, "score": round(score, 3)}
@@ -113,7 +113,7 @@ def train(seed: int, beta: float, *, size: int = 1) -> dict[str, Any]:
     def batch() -> tuple[Trajectories, Tensor]:
         questions = QUESTIONS // size
         asked = arithmetic.questions(questions, held_out=False, generator=generator)
-        answers, _, _ = sample_answers(loop.policy, asked, size, generator)
+        answers, _, _ = answer(loop.policy, asked, group_size=size, generator=generator)
         with torch.no_grad():
             return loop.rewarded(answers, beta), state_values(loop.value, answers)
 

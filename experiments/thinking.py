@@ -31,16 +31,14 @@ from experiments.answers import (
     TOKENS,
     fresh_sft,
     measure,
-    sample_answers,
     sample_scored,
     seeded,
     store,
-    texts,
 )
 from rl_notes.advantages import group_relative, has_spread, per_step
 from rl_notes.divergences import entropy, kl_exact
 from rl_notes.language import arithmetic, curriculum, tokenizer
-from rl_notes.language.generation import generate
+from rl_notes.language.answers import answer
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import (
     TransformerPolicy,
@@ -70,7 +68,8 @@ Update = Callable[
 
 def of_batch(batch: Trajectories, scores: Tensor) -> dict[str, float]:
     """What the answers of an update are like, before it."""
-    worked = torch.tensor([arithmetic.shows_work(text) for text in texts(batch)])
+    texts = tokenizer.answer_texts(TOKENS, batch)
+    worked = torch.tensor([arithmetic.shows_work(text) for text in texts])
     return {
         "right": scores.mean().item(),
         "work": worked.float().mean().item(),
@@ -144,7 +143,7 @@ def course(model: PreTrainedModel) -> dict[str, float]:
     """KL(policy || sft) of whole answers, exact at each state, and the entropy."""
     asked = arithmetic.questions(EXAM, held_out=True, generator=seeded(20))
     policy, reference = TransformerPolicy(model), TransformerPolicy(fresh_sft())
-    batch, _, _ = sample_answers(policy, asked, 1, seeded(21))
+    batch, _, _ = answer(policy, asked, generator=seeded(21))
     logits = policy(states(batch))
     kl = torch.where(batch.mask, kl_exact(logits, reference(states(batch))), 0)
     return {
@@ -162,13 +161,10 @@ def by_digits(model: PreTrainedModel, *, work: bool) -> dict[str, float]:
     firsts = [
         arithmetic.THINK if work else q.removeprefix("What is ")[0] for q in asked
     ]
-    prompts = tokenizer.encode(
-        TOKENS, [q + a for q, a in zip(asked, firsts, strict=True)]
-    )
-    batch = generate(
-        TransformerPolicy(model), prompts, max_new_tokens=63, generator=seeded(23)
-    )
-    answers = [first + rest for first, rest in zip(firsts, texts(batch), strict=True)]
+    begun = [q + first for q, first in zip(asked, firsts, strict=True)]
+    policy = TransformerPolicy(model)
+    _, _, ends = answer(policy, begun, max_new_tokens=63, generator=seeded(23))
+    answers = [first + end for first, end in zip(firsts, ends, strict=True)]
     right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
     digits = torch.tensor([len(str(max(arithmetic.numbers(q)))) for q in asked])
     return {str(d): right[digits == d].mean().item() for d in (2, 3, 4)}
@@ -177,7 +173,7 @@ def by_digits(model: PreTrainedModel, *, work: bool) -> dict[str, float]:
 def said(model: PreTrainedModel) -> dict[str, list[str]]:
     """What the model answers to three questions."""
     policy = TransformerPolicy(model)
-    _, _, answers = sample_answers(policy, list(SHOWN), TRIES, seeded(24))
+    _, _, answers = answer(policy, list(SHOWN), group_size=TRIES, generator=seeded(24))
     return {q: answers[k * TRIES :][:TRIES] for k, q in enumerate(SHOWN)}
 
 

@@ -22,13 +22,13 @@ from experiments.answers import (
     better_than_others,
     fresh_sft,
     measure,
-    sample_answers,
     sample_scored,
     seeded,
     store,
 )
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic
+from rl_notes.language.answers import answer
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
 from rl_notes.policies import TransformerPolicy, action_logprobs, states
 from rl_notes.trajectories import Trajectories
@@ -53,7 +53,7 @@ def right_with_work(model: Any) -> float:
     """Of the answers that show their work, the share that is right. Held-out."""
     asked = arithmetic.questions(1000, held_out=True, generator=seeded(9))
     policy = TransformerPolicy(model)
-    _, prompts, answers = sample_answers(policy, asked, 4, seeded(12))
+    _, prompts, answers = answer(policy, asked, group_size=4, generator=seeded(12))
     right = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
     worked = torch.tensor([arithmetic.shows_work(answer) for answer in answers])
     return round(right[worked].mean().item(), 4)

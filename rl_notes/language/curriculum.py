@@ -15,8 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rl_notes.advantages import group_relative, per_step
-from rl_notes.language import arithmetic, tokenizer
-from rl_notes.language.generation import generate
+from rl_notes.language import arithmetic
+from rl_notes.language.answers import answer
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import TransformerPolicy
 from rl_notes.trajectories import Trajectories
@@ -26,7 +26,6 @@ UPDATES = (900, 220, 160)  # in each of the three lessons
 SEEDS = (2, 0, 1)
 OF_A_KIND, OF_ANY_KIND = 36, 12  # questions in an update of the last two lessons
 TRIED = 512  # questions among which those are looked for that the model gets wrong
-LONGEST = 64  # tokens in an answer
 GREEDY = 1e-3  # a temperature so low that the likeliest token is as good as certain
 MICRO_BATCH = 256  # answers that the policy is run on at a time
 
@@ -174,14 +173,8 @@ def _answered(
     generator: torch.Generator,
 ) -> tuple[Trajectories, Float[Tensor, " N"]]:
     """Answers to each question, and for each of them 1 if it is right."""
-    tokens = tokenizer.build()
-    batch = generate(
-        policy,
-        tokenizer.encode(tokens, asked),
-        group_size=group_size,
-        max_new_tokens=LONGEST,
-        generator=generator,
+    batch, prompts, texts = answer(
+        policy, asked, group_size=group_size, generator=generator
     )
-    prompts = [question for question in asked for _ in range(group_size)]
-    scores = arithmetic.accuracy_reward(prompts, tokenizer.answer_texts(tokens, batch))
+    scores = arithmetic.accuracy_reward(prompts, texts)
     return batch, torch.tensor(scores, device=batch.mask.device)

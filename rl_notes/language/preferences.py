@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rl_notes.language import tokenizer
+from rl_notes.language.answers import LONGEST, answer
 from rl_notes.language.arithmetic import accuracy_reward
-from rl_notes.language.generation import generate
 from rl_notes.policies import TransformerPolicy
 from rl_notes.trajectories import Trajectories
 
@@ -42,7 +41,7 @@ def sample_pairs(
     policy: TransformerPolicy,
     asked: Sequence[str],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST,
     generator: torch.Generator,
 ) -> Pairs:
     """Let the little model answer every question twice.
@@ -50,15 +49,13 @@ def sample_pairs(
     Where it says the same thing twice there is nothing to compare: such pairs are left
     out, so that there are fewer pairs than questions.
     """
-    tokens = tokenizer.build()
-    answers = generate(
+    answers, _, texts = answer(
         policy,
-        tokenizer.encode(tokens, asked),
+        asked,
         group_size=2,
         max_new_tokens=max_new_tokens,
         generator=generator,
     )
-    texts = tokenizer.answer_texts(tokens, answers)
     first, second = texts[0::2], texts[1::2]
     pairs = Pairs(answers, list(asked), first, second)
     return _these(pairs, [m for m in range(len(asked)) if first[m] != second[m]])

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rl_notes.language import arithmetic, tokenizer
-from rl_notes.language.curriculum import GREEDY, LONGEST, UPDATES, three_lessons
-from rl_notes.language.generation import generate
+from rl_notes.language.answers import answer
+from rl_notes.language.curriculum import GREEDY, UPDATES, three_lessons
 from rl_notes.language.models import checkpoint_path, new_model
 from rl_notes.language.preferences import (
     annotate,
@@ -338,10 +338,8 @@ def measure(
 
     `right_worked` and `right_direct` are shares of the answers with and without work.
     """
-    tokens, policy = tokenizer.build(), TransformerPolicy(model, temperature)
-    prompts = tokenizer.encode(tokens, asked)
-    sampled = generate(policy, prompts, max_new_tokens=LONGEST, generator=generator)
-    answers = tokenizer.answer_texts(tokens, sampled)
+    policy = TransformerPolicy(model, temperature)
+    _, _, answers = answer(policy, asked, generator=generator)
     right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
     form = torch.tensor(arithmetic.form_reward(asked, answers))
     worked = torch.tensor([arithmetic.shows_work(text) for text in answers])

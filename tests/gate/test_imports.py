@@ -50,6 +50,7 @@ PUBLIC = {
         *("UpdateStats", "TrustRegionStats", "ClipStats", "GroupStats"),
         *("fit_value", "ValueStats"),
     ],
+    "rl_notes.language.answers": ["Answers", "answer"],
     "rl_notes.language.arithmetic": [
         *("questions", "question_of", "numbers", "is_held_out", "documents"),
         *("direct_answer", "worked_answer", "supervised_examples", "Example"),
