@@ -62,7 +62,7 @@ def bare_table(num_envs: int, steps: int) -> Callable[[], float]:
     """Time only the lookups: next state, reward, end, time limit, reset. No checks,
     no infos, no copies: the most that numpy can give."""
     maze = gymnasium.make_vec(OURS, num_envs=1).unwrapped.maze
-    next_state, rewards = maze.next_state.ravel(), maze.move_rewards.ravel()
+    next_state, rewards = maze.next_state.ravel(), maze.performed_rewards.ravel()
     actions = np.random.default_rng(0).integers(0, 3, (steps, num_envs))
 
     def run() -> float:

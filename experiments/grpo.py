@@ -70,9 +70,7 @@ def train_robot(seed: int, *, interleaved: bool) -> dict[str, Any]:
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
 
     def earns() -> float:
-        with torch.no_grad():
-            probabilities = policy(torch.arange(states)[None])[0].softmax(-1).double()
-        values = dp.policy_evaluation(maze, probabilities, discount=DISCOUNT)
+        values = dp.values_of(policy, maze, discount=DISCOUNT)
         return round(float(values[inside].mean()), 4)
 
     curve = [earns()]

@@ -161,9 +161,7 @@ def train_robot(seed: int, options: dict[str, Any]) -> dict[str, Any]:
     critic = Critic(TabularValue(states), learning_rate=0.05)
 
     def earns() -> float:
-        with torch.no_grad():
-            probabilities = policy(torch.arange(states)[None])[0].softmax(-1).double()
-        values = dp.policy_evaluation(maze, probabilities, discount=DISCOUNT)
+        values = dp.values_of(policy, maze, discount=DISCOUNT)
         return round(float(values[inside].mean()), 4)
 
     curve, kl = [earns()], []

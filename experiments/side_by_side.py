@@ -193,11 +193,7 @@ class Maze:
 
     def earns(self, policy: nn.Module) -> float:
         """From a start by chance, exactly."""
-        with torch.no_grad():
-            logits = policy(torch.arange(self.states)[None])[0]
-        values = dp.policy_evaluation(
-            self.tables, logits.softmax(-1).double(), discount=self.discount
-        )
+        values = dp.values_of(policy, self.tables, discount=self.discount)
         return round(float(values[self.inside].mean()), 4)
 
     def best(self) -> float:

@@ -1,14 +1,15 @@
 """Exact answers for worlds small enough to write down.
 
-The probabilities of a policy are [S, A]: `policy.logits.softmax(-1)` for a table. All
-functions work in the dtype of the tables (float64) and can be differentiated.
+The probabilities of a policy are [S, A]: `policy.logits.softmax(-1)` for a table, or
+`probabilities_of` for any policy. That one and `values_of` give plain numbers. All
+others work in the dtype of the tables (float64) and can be differentiated.
 """
 
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_notes.divergences import kl_exact
 
@@ -97,6 +98,30 @@ def policy_evaluation(
     rewards, matrix = _under_policy(tables, probabilities, discount)
     values: Tensor = torch.linalg.solve(matrix, rewards)
     return values
+
+
+def probabilities_of(policy: nn.Module, tables: Tables) -> Float[Tensor, "S A"]:
+    """The probabilities of a policy in every state, in the dtype of the tables.
+
+    pi(a | s), without a gradient, on the device of the tables. The policy must take the
+    numbers of states, as a table does, or a network that one-hot encodes them.
+    """
+    where = next(policy.parameters()).device
+    every_state = torch.arange(len(tables.terminal), device=where)
+    with torch.no_grad():
+        logits: Tensor = policy(every_state[None])[0]
+    return logits.softmax(-1).to(tables.rewards)
+
+
+def values_of(
+    policy: nn.Module, tables: Tables, *, discount: float | int
+) -> Float[Tensor, " S"]:
+    """Exact values of a policy, table or network: what it earns from every state.
+
+    The mean over states is its exact return from a start that is drawn among them.
+    """
+    probabilities = probabilities_of(policy, tables)
+    return policy_evaluation(tables, probabilities, discount=discount)
 
 
 def advantages(

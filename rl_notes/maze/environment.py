@@ -16,8 +16,6 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int64
-from torch import Tensor
 
 from rl_notes.maze.rules import START, Maze, check_whole_number, performed
 
@@ -29,39 +27,13 @@ RENDER_MODES = ["ansi", "rgb_array"]
 
 
 class _Tables:
-    """The tables of the maze, readable on `env.unwrapped`."""
+    """What an environment shows of its `rules.Maze`, under the same names."""
 
     maze: Maze
-
-    @property
-    def walls(self) -> Bool[np.ndarray, "size size 4"]:
-        """True where a cell has a wall to the north, east, south, west."""
-        return self.maze.walls
-
-    @property
-    def transitions(self) -> Float64[Tensor, "S A S"]:
-        """The probability of each next state. The exit is never left."""
-        return self.maze.transitions
-
-    @property
-    def rewards(self) -> Float64[Tensor, "S A"]:
-        """The expected reward of each action."""
-        return self.maze.rewards
-
-    @property
-    def terminal(self) -> Bool[Tensor, " S"]:
-        """True in the four states of the exit."""
-        return self.maze.terminal
-
-    @property
-    def distance(self) -> Int64[Tensor, " S"]:
-        """The fewest actions to the exit when the robot does not slip."""
-        return self.maze.distance
-
-    @property
-    def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
-        """`P[state][action]` lists (probability, next state, reward, terminated)."""
-        return self.maze.P
+    walls, transitions, rewards, terminal, distance, P = (
+        property(operator.attrgetter(f"maze.{name}"))
+        for name in ("walls", "transitions", "rewards", "terminal", "distance", "P")
+    )
 
 
 class MazeEnv(_Tables, gymnasium.Env[Any, Any]):
@@ -73,6 +45,15 @@ class MazeEnv(_Tables, gymnasium.Env[Any, Any]):
     `exit_reward` if it entered the exit, which ends the episode. It starts top left,
     facing east, or where `reset(options={"start": state})` says; the exit is bottom
     right.
+
+    Attributes:
+        transitions: [S, A, S], the probability of each next state.
+        rewards: [S, A], the expected reward of each action.
+        terminal: [S], True in the four states of the exit.
+        distance: [S], the fewest actions to the exit when the robot does not slip.
+        walls: [size, size, 4], True where a cell has a wall to the north, east, ...
+        P: `P[state][action]` lists (probability, next state, reward, terminated), as in
+            FrozenLake.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 8}  # noqa: RUF012
@@ -104,7 +85,7 @@ class MazeEnv(_Tables, gymnasium.Env[Any, Any]):
         _check_starts(start, self.maze.states)
         super().reset(seed=seed)
         state = self._state = int(start)
-        distance = int(self.maze.distances[state])
+        distance = int(self.maze.fewest_moves[state])
         return state, {"bumped": False, "distance": distance, "is_success": False}
 
     def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
@@ -164,7 +145,7 @@ class MazeVectorEnv(_Tables, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         # One row per state and move, and a fourth move that resets.
         self._next_state = _with_reset(self.maze.next_state, START)
-        self._rewards = _with_reset(self.maze.move_rewards, 0.0)
+        self._rewards = _with_reset(self.maze.performed_rewards, 0.0)
         self._bumped = _with_reset(self.maze.bumped, False)
 
         self._clock = 0
@@ -201,7 +182,7 @@ class MazeVectorEnv(_Tables, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.maze.slip:
             self._streams.seed(seeds, mask)
         bumped, success = np.zeros((2, self.num_envs), dtype=np.bool_)
-        distance = np.where(mask, self.maze.distances[self._states], 0)
+        distance = np.where(mask, self.maze.fewest_moves[self._states], 0)
         return self._states.copy(), _infos(bumped, distance, success, mask)
 
     def step(
@@ -224,7 +205,7 @@ class MazeVectorEnv(_Tables, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         terminated = self.maze.is_exit.take(states)
         truncated = self._deadlines == self._clock
         everyone = np.ones(self.num_envs, dtype=np.bool_)
-        distance = self.maze.distances.take(states)
+        distance = self.maze.fewest_moves.take(states)
         infos = _infos(self._bumped.take(rows), distance, terminated.copy(), everyone)
         self._states, self._ended = states, terminated | truncated
         if self._mode is AutoresetMode.SAME_STEP and self._ended.any():
@@ -256,7 +237,7 @@ class MazeVectorEnv(_Tables, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._states[ended] = START
         self._deadlines[ended] = self._clock + self._limit
         infos["bumped"][ended] = infos["is_success"][ended] = False
-        infos["distance"][ended] = self.maze.distances[START]
+        infos["distance"][ended] = self.maze.fewest_moves[START]
         return infos | {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),

@@ -62,8 +62,8 @@ def performed(move: Any, uniform: Any, slip: float | int) -> Any:
 class Maze:
     """The rules of one maze as tables; S states, A = 3 moves.
 
-    `next_state`, `bumped` and `move_rewards` say what a move does once it is performed;
-    `transitions` and `rewards` say what choosing it does, slips included.
+    `next_state`, `bumped` and `performed_rewards` say what a move does once it is
+    performed; `transitions` and `rewards` say what choosing it does, slips included.
     """
 
     size: int = 5
@@ -125,7 +125,7 @@ class Maze:
         return entered
 
     @cached_property
-    def move_rewards(self) -> Float64[np.ndarray, "S A"]:
+    def performed_rewards(self) -> Float64[np.ndarray, "S A"]:
         """The reward of each move: 0 once the robot has reached the exit."""
         rewards = (
             self.step_reward
@@ -135,7 +135,7 @@ class Maze:
         return np.where(self.is_exit[:, None], 0.0, rewards)
 
     @cached_property
-    def distances(self) -> Int64[np.ndarray, " S"]:
+    def fewest_moves(self) -> Int64[np.ndarray, " S"]:
         """The fewest moves to the exit, by a breadth-first search from it."""
         sources: list[list[int]] = [[] for _ in self.is_exit]
         for state, targets in enumerate(self.next_state.tolist()):
@@ -160,17 +160,17 @@ class Maze:
         """
         columns = (
             self.next_state,
-            self.move_rewards,
+            self.performed_rewards,
             self.is_exit[self.next_state],
             self.bumped,
-            self.distances[self.next_state],
+            self.fewest_moves[self.next_state],
             self.entered,
         )
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [list(zip(*row, strict=True)) for row in rows]
 
     @cached_property
-    def slips(self) -> Float64[np.ndarray, "A A"]:
+    def slip_matrix(self) -> Float64[np.ndarray, "A A"]:
         """The probability that choosing the row's move performs the column's."""
         return np.where(np.eye(3, dtype=np.bool_), 1 - self.slip, self.slip / 2)
 
@@ -181,13 +181,13 @@ class Maze:
         table = np.zeros((states, moves, states))
         for move in range(moves):
             rows, targets = np.arange(states), self.next_state[:, move]
-            table[rows, :, targets] += self.slips[:, move]
+            table[rows, :, targets] += self.slip_matrix[:, move]
         return torch.tensor(table, device="cpu")
 
     @cached_property
     def rewards(self) -> Float64[Tensor, "S A"]:
         """The expected reward: 0 once the robot has reached the exit."""
-        return torch.tensor(self.move_rewards @ self.slips.T, device="cpu")
+        return torch.tensor(self.performed_rewards @ self.slip_matrix.T, device="cpu")
 
     @cached_property
     def terminal(self) -> Bool[Tensor, " S"]:
@@ -197,7 +197,7 @@ class Maze:
     @cached_property
     def distance(self) -> Int64[Tensor, " S"]:
         """The fewest actions to the exit when the robot does not slip."""
-        return torch.tensor(self.distances, device="cpu")
+        return torch.tensor(self.fewest_moves, device="cpu")
 
     @cached_property
     def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
@@ -212,7 +212,7 @@ class Maze:
                     for chance, outcome in zip(chances, outcomes, strict=True)
                     if chance > 0
                 ]
-                for action, chances in enumerate(self.slips.tolist())
+                for action, chances in enumerate(self.slip_matrix.tolist())
             }
             for state, outcomes in enumerate(self.outcomes)
         }

@@ -5,6 +5,7 @@ from batches import seeded
 
 import rl_notes.dynamic_programming as dp
 from rl_notes.maze import MazeEnv
+from rl_notes.policies import MLPPolicy, TabularPolicy
 
 
 def random_policy(tables, seed):
@@ -396,3 +397,24 @@ def test_on_a_wet_floor_it_is_better_to_turn_towards_the_wall():
         towards, away = (int(follows[state, turn]) for turn in (better, 3 - better))
         assert follows[towards, 0] == towards
         assert follows[away, 0] != away
+
+
+def test_a_policy_of_any_kind_is_asked_in_every_state():
+    maze = MazeEnv(size=3, slip=0.1)
+    states = len(maze.terminal)
+    network = MLPPolicy(states, 3, hidden=(8,), generator=seeded(0))
+    table = TabularPolicy(states, 3)
+    with torch.no_grad():
+        rows = [network(torch.tensor([[s]]))[0, 0] for s in range(states)]
+        table.logits += torch.randn(states, 3, generator=seeded(1))
+    expected = torch.stack(rows).softmax(-1).double()
+    found = dp.probabilities_of(network, maze)
+    assert found.dtype == torch.float64
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    by_hand = table.logits.detach().softmax(-1).double()
+    torch.testing.assert_close(dp.probabilities_of(table, maze), by_hand)
+    torch.testing.assert_close(
+        dp.values_of(table, maze, discount=0.9),
+        dp.policy_evaluation(maze, by_hand, discount=0.9),
+    )

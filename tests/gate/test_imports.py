@@ -19,6 +19,7 @@ PUBLIC = {
     "rl_notes.maze": ["MazeEnv", "MazeVectorEnv"],
     "rl_notes.dynamic_programming": [
         *("value_iteration", "policy_evaluation", "action_values"),
+        *("probabilities_of", "values_of"),
         *("advantages", "occupancy", "expected_return"),
         *("expected_surrogate", "improvement_bound"),
     ],
