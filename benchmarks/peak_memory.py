@@ -1,6 +1,7 @@
 """How much memory tensors hold, counted operation by operation."""
 
 import weakref
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,11 +11,14 @@ from torch.utils._pytree import tree_leaves
 class Peak(TorchDispatchMode):
     """The most bytes that tensors made inside have held at one time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.held, self.bytes, self.peak = set(), 0, 0
+        self.held: set[int] = set()
+        self.bytes = self.peak = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
@@ -22,13 +26,13 @@ class Peak(TorchDispatchMode):
         self.peak = max(self.peak, self.bytes)
         return made
 
-    def count(self, storage):
+    def count(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key not in self.held:
             self.held.add(key)
             self.bytes += size
             weakref.finalize(storage, self.forget, key, size)
 
-    def forget(self, key, size):
+    def forget(self, key: int, size: int) -> None:
         self.held.discard(key)
         self.bytes -= size

@@ -50,7 +50,9 @@ def better_than_others(scores: Tensor, size: int) -> Tensor:
     return scores - (total - scores) / (size - 1)
 
 
-def measure(model: PreTrainedModel, *, questions: int = 1000, size: int = 8) -> dict:
+def measure(
+    model: PreTrainedModel, *, questions: int = 1000, size: int = 8
+) -> dict[str, float]:
     """Held-out questions, always the same: greedy, sampled, pass@size, work, length."""
     asked = arithmetic.questions(questions, held_out=True, generator=seeded(9))
     policy = TransformerPolicy(model)

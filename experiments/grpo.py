@@ -23,6 +23,7 @@ from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import group_relative, per_step, returns_to_go
 from rl_notes.language import arithmetic
 from rl_notes.language.answers import answer
+from rl_notes.maze import MazeEnv
 from rl_notes.objectives import token_clip
 from rl_notes.policies import (
     MLPPolicy,
@@ -38,7 +39,7 @@ SEEDS = range(5)
 STARTS, SIZE = 24, 8
 UPDATES = 25
 CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
-OPTIONS = {"epochs": 2, "minibatches": 4}
+OPTIONS: dict[str, Any] = {"epochs": 2, "minibatches": 4}
 DISCOUNT = 0.95
 EXAM, TRIES = 48, 256  # questions whose value is known, from so many answers
 READ = (1280, 5120, 10240)  # answers that a critic has been fitted to
@@ -57,7 +58,7 @@ def advantages_of(
 
 def train_robot(seed: int, *, interleaved: bool) -> dict[str, Any]:
     """Train one robot; what it earns from a start by chance, exactly."""
-    maze = gymnasium.make("rl_notes/Maze-v0", size=5).unwrapped
+    maze = MazeEnv(size=5)
     states = len(maze.terminal)
     inside = ~torch.as_tensor(maze.terminal)
     starts = torch.arange(states)[inside]

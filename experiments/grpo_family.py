@@ -26,7 +26,6 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from experiments.answers import (
-    FOLDER,
     LIMIT,
     fresh_sft,
     measure,
@@ -45,6 +44,7 @@ from rl_notes.objectives import (
     token_clip,
 )
 from rl_notes.policies import TransformerPolicy
+from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
@@ -54,7 +54,7 @@ QUESTIONS, SIZE = 32, 8  # in an update
 ASKED_AT_A_TIME = 8  # questions, where an update asks until it has enough
 MEASURED_AT = (5120, 10240)  # answers sampled; the last is the end
 EXAM = 500  # held-out questions
-OPTIONS = {"epochs": 2, "minibatches": 2}
+OPTIONS: dict[str, Any] = {"epochs": 2, "minibatches": 2}
 LEARNING_RATE = 1e-4
 CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
 BUFFER = 16  # tokens before the limit, from which an answer is called too long

@@ -30,6 +30,7 @@ from experiments.answers import (
 )
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import gae, returns_to_go
+from rl_notes.maze import MazeEnv
 from rl_notes.policies import (
     MLPPolicy,
     TabularValue,
@@ -102,15 +103,19 @@ class Critic:
 def first_critic(seed: int) -> TransformerValue:
     """A value of "sft", fitted to the returns of its answers."""
     policy, generator = TransformerPolicy(fresh_sft()), seeded(100 + seed)
-    critic = Critic(TransformerValue(fresh_sft()), learning_rate=1e-3)
+    value = TransformerValue(fresh_sft())
+    critic = Critic(value, learning_rate=1e-3)
     for _ in range(WARM_UP):
         batch, _ = sample_scored(policy, ANSWERS, 1, generator)
         critic.fit(batch, returns_to_go(batch), generator, **VALUE_FIT)
-    return critic.value
+    return value
 
 
 def train(
-    seed: int, arm: dict[str, Any], value: TransformerValue | None, before: dict
+    seed: int,
+    arm: dict[str, Any],
+    value: TransformerValue | None,
+    before: dict[str, float],
 ) -> dict[str, Any]:
     """Train one model; what it can do, and what each update did."""
     model, generator, size = fresh_sft(), seeded(seed), 1 if value else SIZE
@@ -148,7 +153,7 @@ def train(
 
 def train_robot(seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """Train one robot; what it earns from a start by chance, exactly."""
-    maze = gymnasium.make("rl_notes/Maze-v0", size=5).unwrapped
+    maze = MazeEnv(size=5)
     states = len(maze.terminal)
     inside = ~torch.as_tensor(maze.terminal)
     starts = torch.arange(states)[inside].tolist()

@@ -11,6 +11,7 @@ and more supervised fine-tuning for the same CPU time.
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -36,7 +37,7 @@ MEASURED_AT = (0, 5, 10, 20, 30)
 SFT_LEARNING_RATES = (1e-4, 1e-3)
 
 
-def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool):
+def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool) -> dict[str, Any]:
     """Train one model; what it can do after each number of updates."""
     model, generator = fresh_sft(), seeded(seed)
     policy = TransformerPolicy(model)
@@ -65,7 +66,7 @@ def reinforce(seed: int, *, measured_at: Sequence[int], rule: bool):
     }
 
 
-def more_sft(seed: int, *, learning_rate: float, seconds: float):
+def more_sft(seed: int, *, learning_rate: float, seconds: float) -> dict[str, Any]:
     """Fine-tune "sft" further for about as many CPU-seconds."""
     begin = time.process_time()
     fine_tune(fresh_sft(), steps=20, generator=seeded(100))

@@ -117,7 +117,8 @@ def text_scores(model: PreTrainedModel, asked: list[str], answers: list[str]) ->
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return model(input_ids=ids, use_cache=False).logits[:, 0]
+    scores: Tensor = model(input_ids=ids, use_cache=False).logits[:, 0]
+    return scores
 
 
 def learn(

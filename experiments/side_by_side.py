@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.answers import FOLDER, fresh_sft, measure, sample_scored, seeded, store
+from experiments.answers import fresh_sft, measure, sample_scored, seeded, store
 from experiments.ppo import VALUE_FIT, WARM_UP, Critic, first_critic
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import (
@@ -37,8 +37,10 @@ from rl_notes.advantages import (
     per_step,
 )
 from rl_notes.divergences import kl_exact
+from rl_notes.maze import MazeEnv
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import MLPPolicy, TabularValue, TransformerPolicy, states
+from rl_notes.results import FOLDER
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update, ppo_update, reinforce_update, trpo_update
@@ -50,7 +52,7 @@ ANSWERS = 256  # of an update on the language model
 UPDATES = 16
 EXAM = 500  # held-out questions
 MEASURED_AT = (8, 16)  # updates' worth of answers
-CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
 EPOCHS = {"epochs": 4, "minibatches": 2}
 LANGUAGE: dict[str, dict[str, Any]] = {
     "reinforce": {"learning_rate": 1e-4},
@@ -77,8 +79,8 @@ FAR = 0.99  # the discount where the horizon is asked about
 class Learner:
     """What an algorithm keeps between two updates."""
 
-    policy: nn.Module
-    optimizer: torch.optim.Optimizer | None
+    policy: Any
+    optimizer: Any  # of PyTorch; None where TRPO moves the policy by itself
     critic: Critic | None
     options: dict[str, Any]
     critic_fit: dict[str, int]
@@ -164,7 +166,7 @@ class Maze:
     """A maze, episodes in it from starts by chance, and the exact return."""
 
     def __init__(self, size: int, discount: float) -> None:
-        self.tables = gymnasium.make("rl_notes/Maze-v0", size=size).unwrapped
+        self.tables = MazeEnv(size=size)
         self.robots = gymnasium.make_vec(
             "rl_notes/Maze-v0",
             num_envs=ROWS,
@@ -234,7 +236,7 @@ def train_model(
     """Train one model; what it can do, and what each update did."""
     model, generator = fresh_sft(), seeded(seed)
     critic, size, answers = None, SIZE, 0
-    if has_critic(name):
+    if value is not None and has_critic(name):
         critic, size = Critic(copy.deepcopy(value), learning_rate=1e-3), 1
         answers = WARM_UP * ANSWERS  # the critic has read them
     it = learner(TransformerPolicy(model), critic, LANGUAGE[name], VALUE_FIT)
@@ -311,7 +313,7 @@ def horizons(results: dict[str, Any], keep: Callable[[], None]) -> None:
     for size, budget in [*HORIZONS.items()][len(results["horizon"]) :]:
         maze = Maze(size, FAR)
         distance = torch.as_tensor(maze.tables.distance)[maze.inside]
-        far = {"size": size, "best": maze.best(), "steps": budget}
+        far: dict[str, Any] = {"size": size, "best": maze.best(), "steps": budget}
         far["distance"] = round(distance.double().mean().item(), 2)
         for name in ("ppo", "grpo"):
             far[name] = [

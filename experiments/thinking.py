@@ -20,7 +20,7 @@ update. They alone take about forty minutes.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -213,8 +213,10 @@ class Learner:
             self.updates.append(rounded(seen))
 
     def sit(self, updates: int) -> None:
-        """Take the exam, after so many updates."""
-        self.curve.append({"updates": updates, **examine(self.policy.model)})
+        """Ask the held-out questions, after so many updates."""
+        self.curve.append(
+            {"updates": updates, **examine(cast(PreTrainedModel, self.policy.model))}
+        )
 
     def report(self) -> dict[str, Any]:
         return {

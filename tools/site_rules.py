@@ -82,11 +82,15 @@ def site_faults(folder: Path) -> list[str]:
 
 def linked_hosts(folder: Path) -> Counter[str]:
     """Count the other hosts that readers are sent to by ordinary links."""
-    return Counter(
-        urlsplit(link["href"]).netloc
+    addresses = (
+        str(link["href"])
         for path in _page_files(Path(folder))
         for link in _read_page(path).find_all("a", href=True)
-        if is_foreign(link["href"]) and urlsplit(link["href"]).netloc
+    )
+    return Counter(
+        urlsplit(address).netloc
+        for address in addresses
+        if is_foreign(address) and urlsplit(address).netloc
     )
 
 
@@ -112,8 +116,8 @@ def _read_page(path: Path) -> BeautifulSoup:
 
 
 def _anchors(page: BeautifulSoup) -> set[str]:
-    named = {tag["name"] for tag in page.find_all("a", attrs={"name": True})}
-    return named | {tag["id"] for tag in page.find_all(id=True)}
+    named = {str(tag["name"]) for tag in page.find_all("a", attrs={"name": True})}
+    return named | {str(tag["id"]) for tag in page.find_all(id=True)}
 
 
 def _target(path: Path, address: str, folder: Path) -> Path:
@@ -140,7 +144,7 @@ def _link_faults(
     path: Path, page: BeautifulSoup, anchors: dict[Path, set[str]], folder: Path
 ) -> Iterator[str]:
     for link in page.find_all(["a", "area"], href=True):
-        address = link["href"]
+        address = str(link["href"])
         if not is_local(address):
             continue
         target = _target(path, address, folder)
@@ -157,17 +161,19 @@ def _fetched(page: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
         for name in FETCHED[tag.name]:
             if not tag.has_attr(name):
                 continue
-            for address in _addresses(name, tag[name]):
+            for address in _addresses(name, str(tag[name])):
                 yield tag, address
     for tag in page.find_all("link", href=True):
-        if not {kind.lower() for kind in tag.get("rel", [])} <= NAMES_ONLY:
-            yield tag, tag["href"]
+        kinds = {str(kind).lower() for kind in tag.get("rel") or []}
+        if not kinds <= NAMES_ONLY:
+            yield tag, str(tag["href"])
     for tag in page.find_all("meta", content=True):
-        refresh = re.search(r"url\s*=\s*['\"]?([^'\"]+)", tag["content"], re.IGNORECASE)
+        content = str(tag["content"])
+        refresh = re.search(r"url\s*=\s*['\"]?([^'\"]+)", content, re.IGNORECASE)
         if str(tag.get("http-equiv", "")).lower() == "refresh" and refresh:
             yield tag, refresh[1]
     for tag in page.find_all("base", href=True):
-        yield tag, tag["href"]
+        yield tag, str(tag["href"])
 
 
 def _addresses(attribute: str, value: str) -> list[str]:
@@ -183,10 +189,11 @@ def _resource_faults(path: Path, page: BeautifulSoup, folder: Path) -> Iterator[
         elif is_local(address) and not _is_present(path, address, folder):
             yield f"<{tag.name}> loads {address!r}, which does not exist."
     for form in page.find_all("form", action=True):
-        if is_foreign(form["action"]):
-            yield f"<form> sends to {form['action']!r}, another host."
+        action = str(form["action"])
+        if is_foreign(action):
+            yield f"<form> sends to {action!r}, another host."
     css = [tag.get_text() for tag in page.find_all("style")]
-    css += [tag["style"] for tag in page.find_all(style=True)]
+    css += [str(tag["style"]) for tag in page.find_all(style=True)]
     for text in css:
         yield from _css_faults(path, text, folder)
 
@@ -242,8 +249,8 @@ def _page_scripts(pages: dict[Path, BeautifulSoup], folder: Path) -> list[Path]:
             target
             for path, page in pages.items()
             for script in page.find_all("script", src=True)
-            if is_local(script["src"])
-            and _exists(target := _target(path, script["src"], folder), folder)
+            if is_local(str(script["src"]))
+            and _exists(target := _target(path, str(script["src"]), folder), folder)
         }
     )
 
