@@ -91,3 +91,11 @@ def regrouped(batch, advantages):
 def flat_weights(policy):
     """The weights that are trained, as one vector."""
     return parameters_to_vector(trainable(policy).values()).detach()
+
+
+def assert_refused(message, update, policy, *arguments, **options):
+    """An update refuses what it is given, and leaves the policy as it was."""
+    before = bits(policy)
+    with pytest.raises(ValueError, match=message):
+        update(policy, *arguments, **options)
+    assert same_bits(policy, before)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from batches import random_batch, seeded
 from small_policies import (
+    assert_refused,
     bits,
     every_policy,
     flat_weights,
@@ -56,7 +57,7 @@ every_objective = pytest.mark.parametrize(
 )
 
 
-def climb(policy, batch, advantages, *, optimizer=None, seed=0, **options):
+def one_update(policy, batch, advantages, *, optimizer=None, seed=0, **options):
     """An update; unless told otherwise the paper's, one step of SGD of length 1."""
     optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=1.0)
     defaults = {"objective": FAMILY["grpo"][0], "epochs": 1, "minibatches": 1}
@@ -94,7 +95,7 @@ def test_the_first_step_is_that_of_reinforce(kind):
     twin, third = copy.deepcopy(policy), copy.deepcopy(policy)
     start, advantages = weights_of(policy), random_like(batch)
     rows = len(batch.mask)
-    stats = climb(
+    stats = one_update(
         policy,
         batch,
         advantages,
@@ -106,7 +107,7 @@ def test_the_first_step_is_that_of_reinforce(kind):
     assert float((weights_of(twin) - start).norm()) > 0.05
     assert astuple(stats)[:4] == pytest.approx(astuple(expected), abs=1e-12)
 
-    climb(third, batch, advantages * batch.mask.sum(dim=1, keepdim=True))
+    one_update(third, batch, advantages * batch.mask.sum(dim=1, keepdim=True))
     torch.testing.assert_close(weights_of(third), weights_of(twin), rtol=0, atol=1e-12)
 
 
@@ -116,7 +117,7 @@ def test_with_the_mean_over_tokens_it_is_ppo_to_the_last_bit(kind, micro_batch):
     policy, batch = small(kind)
     twin, advantages = copy.deepcopy(policy), random_like(batch)
     options = {"epochs": 3, "minibatches": 2, "micro_batch": micro_batch}
-    stats = climb(
+    stats = one_update(
         policy,
         batch,
         advantages,
@@ -150,7 +151,9 @@ def test_two_steps_are_those_of_the_equation(kind, objective, aggregate):
                 weight -= weight.grad
     options = {"objective": objective, "aggregate": aggregate, "epochs": 2}
     start = weights_of(policy)
-    climb(policy, batch, advantages, **options, reference_logprobs=reference, beta=beta)
+    one_update(
+        policy, batch, advantages, **options, reference_logprobs=reference, beta=beta
+    )
     assert float((weights_of(policy) - start).norm()) > 0.05
     torch.testing.assert_close(weights_of(policy), weights_of(twin), rtol=0, atol=1e-12)
 
@@ -173,7 +176,9 @@ def test_the_paper_by_hand():
     advantages = torch.tensor([[3.0, -1], [0.5, 7]]).double()
     reference = torch.tensor([[0.1, 0.25], [0.4, 1]], dtype=torch.float64).log()
     beta, start = 0.5, policy.logits.detach().clone()
-    stats = climb(policy, batch, advantages, reference_logprobs=reference, beta=beta)
+    stats = one_update(
+        policy, batch, advantages, reference_logprobs=reference, beta=beta
+    )
     # A - beta (1 - pi_ref / pi), over the row's length and the two rows.
     weights = [(3 - beta * 0.5) / 4, (-1 - beta * 0.5) / 4, (0.5 - beta * 0.5) / 2]
     first = weights[0] * 0.8 - weights[2] * 0.2
@@ -234,10 +239,10 @@ def test_a_row_without_advantage_counts_in_the_denominator(kind, objective, aggr
     twin = copy.deepcopy(policy)
     options = {"objective": objective, "aggregate": aggregate}
     options |= {"epochs": 3, "minibatches": 2}
-    stats = climb(policy, batch, advantages, optimizer=adam(policy), **options)
+    stats = one_update(policy, batch, advantages, optimizer=adam(policy), **options)
     assert stats.rows == len(batch.mask) // 2
     noise = torch.where(advantages == 0, 1e-300, advantages)
-    others = climb(twin, batch, noise, optimizer=adam(twin), **options)
+    others = one_update(twin, batch, noise, optimizer=adam(twin), **options)
     assert others.rows == len(batch.mask)
     torch.testing.assert_close(weights_of(policy), weights_of(twin), rtol=0, atol=1e-10)
     assert stats.gradient_norm == pytest.approx(others.gradient_norm, abs=1e-10)
@@ -251,7 +256,7 @@ def test_a_row_without_advantage_costs_nothing():
     advantages = torch.zeros_like(batch.logprobs)
     advantages[1], advantages[3] = 1, -1
     policy.asked = ()
-    stats = climb(policy, batch, advantages, micro_batch=1)
+    stats = one_update(policy, batch, advantages, micro_batch=1)
     # In the epoch, and after.
     assert policy.asked == [(1, 3), (1, 5)] * 2
     assert stats.rows == 2
@@ -260,7 +265,7 @@ def test_a_row_without_advantage_costs_nothing():
     batch = its_own(policy, batch)
     policy.asked = ()
     paid = {"reference_logprobs": reference, "beta": 0.1}
-    stats = climb(policy, batch, advantages, **paid)
+    stats = one_update(policy, batch, advantages, **paid)
     assert policy.asked == [(7, 9)] * 2  # what leaves the reference costs
     assert stats.rows == 7
 
@@ -273,11 +278,11 @@ def test_rows_that_saw_the_same_are_run_once(seed):
     policy = Counting(5, 3).double()
     batch, advantages = its_own(policy, batch), random_like(batch)
     policy.asked = ()
-    climb(policy, batch, advantages, seed=seed)
+    one_update(policy, batch, advantages, seed=seed)
     assert policy.asked == [(3, 6)] * 2
     policy.asked, batch = (), its_own(policy, batch)
     policy.asked = ()
-    climb(policy, batch, advantages, micro_batch=2, seed=seed)
+    one_update(policy, batch, advantages, micro_batch=2, seed=seed)
     assert policy.asked == [(1, 3), (2, 4), (1, 6)] * 2
 
 
@@ -296,7 +301,7 @@ def test_rows_that_saw_the_same_count_one_by_one(
     actions[each, last] = (actions[each, last] + 1) % 3
     batch = its_own(policy, replace(batch, actions=actions))
     advantages, twin = random_like(batch), copy.deepcopy(policy)
-    climb(
+    one_update(
         policy,
         batch,
         advantages,
@@ -305,8 +310,8 @@ def test_rows_that_saw_the_same_count_one_by_one(
         micro_batch=micro_batch,
     )
     new = action_logprobs(twin, batch)
-    climbed = objective(new, batch.logprobs, advantages, batch.mask)
-    aggregate(climbed, batch.mask).backward()
+    total = objective(new, batch.logprobs, advantages, batch.mask)
+    aggregate(total, batch.mask).backward()
     gradient = torch.cat([weight.grad.flatten() for weight in twin.parameters()])
     expected = weights_of(twin) + gradient
     torch.testing.assert_close(weights_of(policy), expected, rtol=0, atol=1e-10)
@@ -316,12 +321,12 @@ def test_rows_that_saw_the_same_count_one_by_one(
 def test_what_is_reported_is_measured_on_the_rows_that_were_run():
     policy, batch, advantages = with_silent_rows("table")
     twin = copy.deepcopy(policy)
-    stats = climb(policy, batch, advantages)
+    stats = one_update(policy, batch, advantages)
     live = torch.tensor([0, 2])
     same = partial(sum_over_constant, constant=4)
     rows = batch.select(live)
     per_row = advantages[live] / rows.mask.sum(dim=1, keepdim=True)
-    others = climb(twin, rows, per_row, aggregate=same)
+    others = one_update(twin, rows, per_row, aggregate=same)
     assert astuple(stats) == pytest.approx(astuple(others), abs=1e-12)
 
 
@@ -332,11 +337,15 @@ def test_without_any_advantage_momentum_alone_goes_on(optimizer):
     made = [optimizer(one.parameters(), lr=0.1) for one in (policy, twin)]
     advantages = random_like(batch)
     for one, its_optimizer in zip((policy, twin), made, strict=True):
-        climb(one, batch, advantages, optimizer=its_optimizer)
+        one_update(one, batch, advantages, optimizer=its_optimizer)
     batch, before = its_own(policy, batch), bits(policy)
     nothing = torch.zeros_like(advantages)
-    stats = climb(policy, batch, nothing, optimizer=made[0], epochs=2, minibatches=3)
-    climb(twin, batch, nothing + 1e-300, optimizer=made[1], epochs=2, minibatches=3)
+    stats = one_update(
+        policy, batch, nothing, optimizer=made[0], epochs=2, minibatches=3
+    )
+    one_update(
+        twin, batch, nothing + 1e-300, optimizer=made[1], epochs=2, minibatches=3
+    )
     torch.testing.assert_close(weights_of(policy), weights_of(twin), rtol=0, atol=1e-12)
     assert same_bits(policy, before) == (optimizer is torch.optim.SGD)
     assert stats.rows == stats.gradient_norm == stats.clip_fraction == 0
@@ -349,8 +358,8 @@ def test_a_row_without_a_step_counts_as_a_row():
     batch = its_own(policy, random_batch([4, 0, 2, 0]))
     alone = batch.select(torch.tensor([0, 2]))
     advantages, twin = random_like(batch), copy.deepcopy(policy)
-    climb(policy, batch, advantages)
-    climb(twin, alone, advantages[[0, 2]])
+    one_update(policy, batch, advantages)
+    one_update(twin, alone, advantages[[0, 2]])
     found, expected = weights_of(policy), weights_of(twin)
     torch.testing.assert_close(found, 0.5 * expected, rtol=0, atol=1e-12)
     assert float(found.norm()) > 0.05
@@ -370,7 +379,7 @@ def check_parts():
             advantages[1] = 1.0
             made = adam(policy)
             options |= {"optimizer": made, "micro_batch": size}
-            stats = climb(policy, batch, advantages, **options)
+            stats = one_update(policy, batch, advantages, **options)
             ends.append((weights_of(policy), stats))
         for weights, stats in ends[1:]:
             torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-10)
@@ -391,7 +400,7 @@ def test_parts_add_up_for_every_objective_and_policy(kind, objective, aggregate)
         reference = reference_for(policy, batch)
         paid = {"reference_logprobs": reference, "beta": 0.2, "epochs": 2}
         start = weights_of(policy)
-        stats = climb(policy, batch, random_like(batch), **options, **paid)
+        stats = one_update(policy, batch, random_like(batch), **options, **paid)
         assert float((weights_of(policy) - start).norm()) > 0.05
         ends.append((weights_of(policy), stats))
     for weights, stats in ends[1:]:
@@ -416,7 +425,9 @@ def standardised(x, mask):
 def test_an_aggregation_that_is_not_linear_is_refused(aggregate):
     policy, batch = small("table")
     message = "aggregate must be linear"
-    assert_refused(message, policy, batch, random_like(batch), aggregate=aggregate)
+    assert_refused(
+        message, one_update, policy, batch, random_like(batch), aggregate=aggregate
+    )
 
 
 # What must not matter
@@ -432,7 +443,7 @@ def test_what_must_not_matter(kind, objective, aggregate, change):
         changed, advantages = one(batch, random_like(batch))
         start = weights_of(policy)
         options = {"objective": objective, "aggregate": aggregate, "epochs": 2}
-        stats = climb(policy, changed, advantages, **options)
+        stats = one_update(policy, changed, advantages, **options)
         assert float((weights_of(policy) - start).norm()) > 0.05
         ends.append((weights_of(policy), stats))
     torch.testing.assert_close(ends[1][0], ends[0][0], rtol=0, atol=1e-10)
@@ -446,7 +457,7 @@ def test_what_the_reference_says_beyond_the_mask_is_not_read():
         reference = reference_for(policy, batch)
         reference = torch.where(batch.mask, reference, garbage)
         paid = {"reference_logprobs": reference, "beta": 0.2}
-        climb(policy, batch, random_like(batch), **paid)
+        one_update(policy, batch, random_like(batch), **paid)
         ends.append(bits(policy))
     assert all(torch.equal(*pair) for pair in zip(ends[0], ends[1], strict=True))
     assert all(torch.equal(*pair) for pair in zip(ends[0], ends[2], strict=True))
@@ -459,9 +470,11 @@ def test_advantages_and_reference_are_constants():
     reference = action_logprobs(policy, batch)
     assert advantages.requires_grad
     assert reference.requires_grad
-    climb(policy, batch, advantages, reference_logprobs=reference, beta=0.3, epochs=2)
+    one_update(
+        policy, batch, advantages, reference_logprobs=reference, beta=0.3, epochs=2
+    )
     others = {"reference_logprobs": reference.detach(), "beta": 0.3, "epochs": 2}
-    climb(twin, batch, advantages.detach().clone(), **others)
+    one_update(twin, batch, advantages.detach().clone(), **others)
     assert same_bits(policy, bits(twin))
 
 
@@ -478,7 +491,7 @@ def test_a_step_is_held_where_the_objective_is_flat():
             "aggregate": aggregate or mean_over_sequences,
         }
         sgd = torch.optim.SGD(policy.parameters(), lr=5.0)
-        stats = climb(policy, batch, random_like(batch), optimizer=sgd, **options)
+        stats = one_update(policy, batch, random_like(batch), optimizer=sgd, **options)
         held[name] = stats.clip_fraction
         if name == "grpo":
             new = action_logprobs(policy, batch).detach()
@@ -496,36 +509,12 @@ def test_a_step_is_held_where_the_objective_is_flat():
 # What is refused
 
 
-def assert_refused(message, policy, batch, advantages, **options):
-    before = bits(policy)
-    with pytest.raises(ValueError, match=message):
-        climb(policy, batch, advantages, **options)
-    assert same_bits(policy, before)
-
-
-@pytest.mark.parametrize(
-    ("message", "wrong"),
-    [
-        ("epochs must be at least 1, but it is 0", {"epochs": 0}),
-        ("minibatches=5, .*number of rows .*: 4", {"minibatches": 5}),
-        ("micro_batch must be at least 1, but it is 0", {"micro_batch": 0}),
-        ("beta is 0.1, but there are no reference_logprobs", {"beta": 0.1}),
-        ("beta must be a number from 0 up, but it is -1", {"beta": -1.0}),
-        ("beta must be a number from 0 up, but it is nan", {"beta": math.nan}),
-        ("beta must be a number from 0 up, but it is inf", {"beta": math.inf}),
-    ],
-)
-def test_numbers_that_mean_nothing_are_refused(message, wrong):
-    policy, batch = small("table")
-    assert_refused(message, policy, batch, random_like(batch), **wrong)
-
-
 @pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_one_finite_number_of_the_reference_per_step_is_needed():
     policy, batch = small("table")
     paid = {"beta": 0.1, "reference_logprobs": batch.logprobs[:, 0]}
     message = "^reference_logprobs has shape"
-    assert_refused(message, policy, batch, random_like(batch), **paid)
+    assert_refused(message, one_update, policy, batch, random_like(batch), **paid)
     paid["reference_logprobs"] = torch.full_like(batch.logprobs, -math.inf)
     message = "^reference_logprobs holds a value that is not finite"
-    assert_refused(message, policy, batch, random_like(batch), **paid)
+    assert_refused(message, one_update, policy, batch, random_like(batch), **paid)

@@ -7,6 +7,7 @@ from dataclasses import astuple, replace
 from functools import partial
 
 import pytest
+import small_policies
 import torch
 from batches import random_batch, seeded
 from small_policies import (
@@ -79,10 +80,10 @@ def weights_of(policy):
 
 
 def assert_refused(message, update, policy, batch, advantages, **options):
-    before, optimizer = bits(policy), momentum(policy)
-    with pytest.raises(ValueError, match=message):
-        update(policy, optimizer, batch, advantages, **options)
-    assert same_bits(policy, before)
+    optimizer = momentum(policy)
+    small_policies.assert_refused(
+        message, update, policy, optimizer, batch, advantages, **options
+    )
     assert optimizer.state_dict() == momentum(policy).state_dict()
 
 
@@ -173,6 +174,7 @@ def test_an_optimizer_of_other_weights_is_refused(update, kind):
     ("message", "wrong"),
     [
         ("micro_batch must be at least 1, but it is 0", {"micro_batch": 0}),
+        ("micro_batch must be at least 1, but it is -3", {"micro_batch": -3}),
         ("max_norm must be positive, .* but it is 0", {"max_norm": 0.0}),
         ("max_norm must be positive, .* but it is nan", {"max_norm": math.nan}),
     ],
@@ -180,6 +182,44 @@ def test_an_optimizer_of_other_weights_is_refused(update, kind):
 def test_numbers_that_mean_nothing_are_refused(update, message, wrong):
     policy, batch = small("table")
     assert_refused(message, update, policy, batch, random_like(batch), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("update", "message", "wrong"),
+    [
+        (by_ppo, "epochs must be at least 1, but it is 0", {"epochs": 0}),
+        (by_grpo, "epochs must be at least 1, but it is 0", {"epochs": 0}),
+        (by_ppo, "minibatches=5, .*number of rows .*: 4", {"minibatches": 5}),
+        (by_grpo, "minibatches=5, .*number of rows .*: 4", {"minibatches": 5}),
+        (by_ppo, "minibatches=0", {"minibatches": 0}),
+        (by_ppo, "max_kl must be positive, .* but it is 0", {"max_kl": 0.0}),
+        (by_ppo, "max_kl must be positive, .* but it is nan", {"max_kl": math.nan}),
+        (by_ppo, "positive, but they are -0.1 and 0.3", {"clip_low": -0.1}),
+        (by_ppo, "positive, but they are 0.2 and 0", {"clip_high": 0.0}),
+        (by_grpo, "beta is 0.1, but there are no reference_log", {"beta": 0.1}),
+        (by_grpo, "beta must be a number from 0 up, .* -1", {"beta": -1.0}),
+        (by_grpo, "beta must be a number from 0 up, .* nan", {"beta": math.nan}),
+        (by_grpo, "beta must be a number from 0 up, .* inf", {"beta": math.inf}),
+    ],
+)
+def test_numbers_of_one_update_that_mean_nothing_are_refused(update, message, wrong):
+    policy, batch = small("table")
+    assert_refused(message, update, policy, batch, random_like(batch), **wrong)
+
+
+class SquareRoot(TabularPolicy):
+    """Logits are square roots: at 0 they are finite and their gradient is not."""
+
+    def forward(self, observations):
+        return super().forward(observations).sqrt()
+
+
+@every_ascent
+def test_no_step_is_taken_along_what_is_not_finite(update):
+    policy = SquareRoot(5, 3).double()
+    batch = its_own(policy, random_batch([4, 2]))
+    message = "gradient is not finite"
+    assert_refused(message, update, policy, batch, random_like(batch))
 
 
 # What must not matter
