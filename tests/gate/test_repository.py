@@ -169,3 +169,10 @@ def test_the_pins_satisfy_the_package():
 def test_a_reader_of_the_book_waits_for_no_torch():
     book = read("requirements-book.txt")
     assert not re.search(r"^(torch|numpy|transformers|gymnasium)\b", book, re.MULTILINE)
+
+
+@pytest.mark.xdist_group("repository")
+def test_what_belongs_together_runs_in_one_process(request: pytest.FixtureRequest):
+    # pytest 9.2 with pytest-xdist 3.8 forgets the groups without a word.
+    if request.config.getoption("loadgroup", default=False):
+        assert request.node.nodeid.endswith("@repository")

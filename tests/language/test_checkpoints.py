@@ -62,6 +62,10 @@ def lies_within(low, measured, high):
     return low <= measured - margin and measured + margin <= high
 
 
+# What is sampled here is sampled once, in one process.
+pytestmark = pytest.mark.xdist_group("checkpoints")
+
+
 @pytest.fixture(scope="module")
 def base():
     return answers_of("base")
