@@ -21,13 +21,18 @@ PEERS_READY := $(PEERS)/.ready-$(VERSION)
 # The lowest versions that pyproject.toml promises.
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/.ready-$(VERSION)
+# On top of it what changes the library to see which test notices.
+MUTANTS := .venv-mutants
+MUTANTS_READY := $(MUTANTS)/.ready-$(VERSION)
+HOW_MANY ?= 100
+SEED ?= 0
 GATE := $(ALL)/bin/python tools/gate.py
 PEERS_GATE := $(PEERS)/bin/python tools/gate.py
 NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: sweep test-lowest address test-portability notebooks-gpu clean
+.PHONY: sweep mutants test-lowest address test-portability notebooks-gpu clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -44,6 +49,7 @@ help:
 	@echo 'make nbval             execute copies of the notebooks, compare their outputs'
 	@echo 'make test-peers        compare with other libraries, number by number'
 	@echo 'make sweep             sample from every causal language model of transformers'
+	@echo 'make mutants           change the library at random places: which test notices?'
 	@echo 'make test-lowest       the unit tests with the lowest versions that are promised'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
@@ -71,6 +77,9 @@ test-peers: $(PEERS_READY)
 
 sweep: $(ALL_READY)
 	@PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(ALL)/bin/python -W ignore tools/sweep_models.py
+
+mutants: $(MUTANTS_READY)
+	@$(MUTANTS)/bin/python tools/mutants.py $(HOW_MANY) $(SEED)
 
 # What old versions of others do that newer ones of others deprecate is not our fault.
 test-lowest: $(LOWEST_READY)
@@ -102,7 +111,7 @@ lab: $(ALL_READY)
 clean:
 	@rm -rf _build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
-	@echo 'Removed what was built. To remove the environments: rm -rf $(ALL) $(BOOK) $(PEERS)'
+	@echo 'Removed what was built. To remove the environments: rm -rf $(ALL) $(BOOK) $(PEERS) $(MUTANTS)'
 
 # $(call environment,FOLDER,LIST): an environment with exactly the packages of a list.
 define environment
@@ -132,13 +141,21 @@ $(LOWEST_READY): pyproject.toml requirements.txt tools/lowest.py
 	@rm lowest.txt
 	@touch $@
 
-# The packages of $(ALL) are seen from here, not installed again.
-$(PEERS_READY): $(ALL_READY) requirements-peers.txt
-	@echo 'Installing requirements-peers.txt into $(PEERS), once ...'
-	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
+# $(call on_top,FOLDER,LIST): an environment that sees the packages of $(ALL) and adds
+# those of a list.
+define on_top
+	@echo 'Installing $(2) into $(1), once ...'
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), \
 	  "everything_else.pth").write_text(sys.argv[1] + "\n", encoding="utf-8")' \
 	  "$$($(ALL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check \
-	  -r requirements.txt -r requirements-peers.txt
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt -r $(2)
+endef
+
+$(PEERS_READY): $(ALL_READY) requirements-peers.txt
+	$(call on_top,$(PEERS),requirements-peers.txt)
+	@touch $@
+
+$(MUTANTS_READY): $(ALL_READY) requirements-mutants.txt
+	$(call on_top,$(MUTANTS),requirements-mutants.txt)
 	@touch $@

@@ -55,7 +55,7 @@ def lesson() -> NotebookNode:
     ]
     notebook = normalised(new_notebook(cells=cells))
     for count, cell in enumerate(code_cells(notebook), start=1):
-        cell.execution_count = count
+        cell["execution_count"] = count
     return notebook
 
 

@@ -32,15 +32,15 @@ def its_own(policy, batch):
 def small(kind, dtype=torch.float64, seed=0):
     """A policy with at most a few hundred parameters, and a batch of its own."""
     if kind == "transformer":
-        policy = TransformerPolicy(tiny(scale=10.0, seed=seed).to(dtype), 1.3)
+        writer = TransformerPolicy(tiny(scale=10.0, seed=seed).to(dtype), 1.3)
         prompts = [[1, 3], [1, 0, 3], [1]]
         batch = generate(
-            policy, prompts, group_size=2, max_new_tokens=4, generator=seeded(seed)
+            writer, prompts, group_size=2, max_new_tokens=4, generator=seeded(seed)
         )
-        return policy, its_own(policy, batch)
+        return writer, its_own(writer, batch)
     batch = random_batch([4, 1, 6, 2], prompts=[0, 3, 1, 0], cut=[1], seed=seed)
     if kind == "table":
-        policy = TabularPolicy(5, 3).to(dtype)
+        policy: torch.nn.Module = TabularPolicy(5, 3).to(dtype)
     else:
         policy = MLPPolicy(5, 3, hidden=(4,), generator=seeded(seed)).to(dtype)
     for weight in policy.parameters():

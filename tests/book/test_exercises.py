@@ -246,7 +246,7 @@ def row_after_row(rewards, values, discounts, lambda_):
     for r, v, g in zip(
         rewards.tolist(), values.tolist(), discounts.tolist(), strict=True
     ):
-        following, row = 0.0, []
+        following, row = 0.0, list[float]()
         for t in reversed(range(len(r))):
             following = r[t] + g[t] * (v[t + 1] + lambda_ * following) - v[t]
             row.insert(0, following)

@@ -46,7 +46,7 @@ needs_node = pytest.mark.skipif(
 
 def listed_scripts() -> list[Any]:
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    return config["sphinx"]["config"]["html_js_files"]
+    return list(config["sphinx"]["config"]["html_js_files"])
 
 
 def run_node(expression: str, data: Any, folder: Path) -> Any:
@@ -181,7 +181,7 @@ def library_study(logits_p: list[float], logits_q: list[float]) -> dict[str, Any
     """All that the explorer shows of two policies, by enumeration and autograd."""
     logits, reference = double(logits_p).requires_grad_(), double(logits_q)
     pq, qp = kl_exact(logits, reference), kl_exact(reference, logits)
-    found = {
+    found: dict[str, Any] = {
         "p": logits.detach().softmax(-1),
         "q": reference.softmax(-1),
         "pq": {"kl": pq.detach(), "gradient": torch.autograd.grad(pq, logits)[0]},
@@ -365,7 +365,7 @@ def test_numbers_keep_their_width_and_zero_has_no_sign(tmp_path: Path):
 # The scripts and the chapters
 
 
-def attributes_of(html: str) -> list[dict[str, str]]:
+def attributes_of(html: str) -> list[dict[str, Any]]:
     """The data- attributes of each explorer in a text, as a browser names them."""
     found = []
     for div in BeautifulSoup(html, "html.parser").select("[data-explorer]"):

@@ -2,12 +2,12 @@
 
 import importlib.util
 
-import gymnasium
 import pytest
 import torch
 from gate import ROOT
 
 from rl_notes.dynamic_programming import greedy, policy_evaluation, value_iteration
+from rl_notes.maze import MazeEnv
 
 SPEC = importlib.util.spec_from_file_location("figures", ROOT / "book" / "figures.py")
 assert SPEC is not None
@@ -20,7 +20,7 @@ def test_the_robot_knows_nothing_at_first_and_every_way_at_last():
     before, after = figures.robot()
     assert torch.equal(before, torch.full_like(before, 1 / 3))
 
-    maze = gymnasium.make("rl_notes/Maze-v0").unwrapped
+    maze = MazeEnv()
     best = value_iteration(maze, discount=0.95)
     reached = policy_evaluation(maze, greedy(after.double()), discount=0.95)
     torch.testing.assert_close(reached, best)

@@ -238,8 +238,8 @@ def test_a_robot_that_stands_still_takes_its_time(shown):
     ((data, _),) = shown
     with opened(data, "image/gif") as image:
         total = 0
-        for frame in range(image.n_frames):
-            image.seek(frame)
+        for number in range(image.n_frames):
+            image.seek(number)
             total += image.info["duration"]
     assert total == 100 + 100 + 500
 

@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import gate
 import pytest
@@ -58,7 +59,7 @@ def encoded(kind: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def drawn(kind: str, content: str, about: dict[str, object]) -> NotebookNode:
+def drawn(kind: str, content: str, about: dict[str, object]) -> Any:
     data = {kind: content, "text/plain": "a picture"}
     return new_output("display_data", data=data, metadata={kind: about})
 

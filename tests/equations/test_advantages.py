@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -282,15 +283,14 @@ class Corridor(gymnasium.Env):
         return self.place, 1.0, self.place == self.goal, False, {}
 
 
+def ending(goal, limit):
+    return TimeLimit(Corridor(goal), limit)
+
+
 def test_ended_cut_and_both_at_once():
     # Rows of 2 steps: ended at the goal; cut by the clock; both, which counts as ended.
     ends = [(2, 5), (9, 2), (2, 2)]
-    env = SyncVectorEnv(
-        [
-            lambda goal=goal, limit=limit: TimeLimit(Corridor(goal), limit)
-            for goal, limit in ends
-        ]
-    )
+    env = SyncVectorEnv([partial(ending, goal, limit) for goal, limit in ends])
     policy = TabularPolicy(9, 1).double()
     batch = rollout(env, policy, episodes=3, discount=0.5, generator=seeded(0))
     assert batch.lengths.tolist() == [2, 2, 2]
@@ -494,8 +494,8 @@ def test_normalised_by_hand():
     mask = torch.tensor([[True, True, False], [False, True, True]])
     found = normalise(advantages, mask)
     unit = 1 / math.sqrt(20 / 3)
-    expected = [[-3 * unit, -unit, 0], [0, unit, 3 * unit]]
-    expected = torch.tensor(expected, dtype=torch.float64)
+    rows = [[-3 * unit, -unit, 0], [0, unit, 3 * unit]]
+    expected = torch.tensor(rows, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -616,7 +616,11 @@ def test_one_value_and_one_target_per_step_are_compared(shape):
 GROUPS = torch.tensor([7, 3, 7, 7, 3, 7])
 GRADES = torch.tensor([1.0, 10, 0, 0, 20, 0], dtype=torch.float64)
 centred = partial(group_relative, scale=False)
-EACH = {"scaled": group_relative, "centred": centred, "others": leave_one_out}
+EACH: dict[str, Callable] = {
+    "scaled": group_relative,
+    "centred": centred,
+    "others": leave_one_out,
+}
 each_estimate = pytest.mark.parametrize("estimate", EACH.values(), ids=EACH)
 
 

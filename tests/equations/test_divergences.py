@@ -215,13 +215,13 @@ def test_broken_estimates_are_refused():
     for broken in ((exchanged(k1), k3), (k1, exchanged(k3)), (k2, k3), (k1, k2)):
         with pytest.raises(AssertionError):
             check_mean(*broken)
-    for broken in (
+    for wrong in (
         *((k2, k2, k3), (k3, k2, k3)),
         *((k1, k1, k3), (k1, k3, k3), (k1, detached(k2), k3)),
         *((k1, k2, k2), (k1, k2, exchanged(k3)), (k1, k2, detached(k3))),
     ):
         with pytest.raises(AssertionError):
-            check_gradients(*broken)
+            check_gradients(*wrong)
 
 
 @pytest.mark.usefixtures("as_a_reader_runs_it")

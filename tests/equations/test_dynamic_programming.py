@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import gymnasium
 import pytest
 import torch
@@ -32,7 +34,7 @@ class FrozenLake:
     """Gymnasium's table of outcomes as three tensors."""
 
     def __init__(self, **options):
-        table = gymnasium.make("FrozenLake-v1", **options).unwrapped.P
+        table = cast(Any, gymnasium.make("FrozenLake-v1", **options).unwrapped).P
         self.transitions = torch.zeros(len(table), 4, len(table)).double()
         self.rewards = torch.zeros(len(table), 4).double()
         self.terminal = torch.zeros(len(table), dtype=torch.bool)
@@ -159,7 +161,7 @@ def test_the_surrogate_and_the_bound_by_hand():
     old = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)
     chances = [[0.2, 0.8], [0.2, 0.8], [1e-9, 1 - 1e-9]]  # the end does not count
     new = torch.tensor(chances, dtype=torch.float64)
-    options = {"discount": 0.5, "start": dp.one_start(Chain(), 0)}
+    options: dict[str, Any] = {"discount": 0.5, "start": dp.one_start(Chain(), 0)}
     promised = dp.expected_surrogate(Chain(), old, new, **options)
     expected = 4 / 3 * 5 / 7 + 8 / 21 * 1.2 / 7
     assert float(promised) == pytest.approx(expected, rel=1e-12)
@@ -298,13 +300,13 @@ def test_no_policy_beats_value_iteration():
 # What is refused
 
 
+START = dp.one_start(Chain(), 0)
 SOLVERS = {
     "policy_evaluation": dp.policy_evaluation,
     "advantages": dp.advantages,
     "occupancy": lambda *args, **kw: dp.occupancy(*args, **kw, start=START),
     "expected_return": lambda *args, **kw: dp.expected_return(*args, **kw, start=START),
 }
-START = dp.one_start(Chain(), 0)
 every_solver = pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
 
 
@@ -376,9 +378,7 @@ def test_a_bonus_for_every_step_has_no_best_value_without_discount():
 
 def test_on_a_wet_floor_it_is_better_to_turn_towards_the_wall():
     """An exercise says so: of two equal turns, that after which a slip goes nowhere."""
-    dry, wet = (
-        gymnasium.make("rl_notes/Maze-v0", slip=slip).unwrapped for slip in (0, 0.2)
-    )
+    dry, wet = MazeEnv(), MazeEnv(slip=0.2)
     before, after = (
         dp.greedy(
             dp.action_values(
@@ -406,7 +406,7 @@ def test_a_policy_of_any_kind_is_asked_in_every_state():
     table = TabularPolicy(states, 3)
     with torch.no_grad():
         rows = [network(torch.tensor([[s]]))[0, 0] for s in range(states)]
-        table.logits += torch.randn(states, 3, generator=seeded(1))
+        table.logits.add_(torch.randn(states, 3, generator=seeded(1)))
     expected = torch.stack(rows).softmax(-1).double()
     found = dp.probabilities_of(network, maze)
     assert found.dtype == torch.float64

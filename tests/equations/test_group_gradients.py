@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from itertools import combinations_with_replacement
 from math import factorial, prod
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from rl_notes.objectives import (
 from rl_notes.policies import action_logprobs
 
 ALL_SCORES = torch.tensor(list(SCORES.values()), dtype=torch.float64)
-CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
 centred = partial(group_relative, scale=False)
 tokens = partial(token_clip, **CLIP)
 

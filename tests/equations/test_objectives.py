@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from rl_notes.objectives import (
 )
 
 NAN, INF = float("nan"), float("inf")
-AGGREGATIONS = {
+AGGREGATIONS: dict[str, Callable] = {
     "tokens": mean_over_tokens,
     "sequences": mean_over_sequences,
     "constant": partial(sum_over_constant, constant=8.0),
@@ -391,7 +393,8 @@ def test_the_ratio_of_a_row_without_a_step_is_one():
 
 def test_the_objectives_are_their_equations():
     new, old = answers()
-    advantages, clip = random_x(2), {"clip_low": LOW, "clip_high": HIGH}
+    advantages = random_x(2)
+    clip: dict[str, Any] = {"clip_low": LOW, "clip_high": HIGH}
     found = token_clip(new, old, advantages, MASK, **clip)
     ratio = importance_ratio(new, old)
     expected = clipped_surrogate(ratio, advantages, **clip)
@@ -408,7 +411,7 @@ def test_the_objective_of_gspo_is_a_mean_over_rows_each_clipped_as_a_whole():
     """With one advantage per row: the equation of the paper, in a loop."""
     new, old = answers()
     scores = torch.tensor([1.0, -2.0, 0.5]).double()
-    clip = {"clip_low": 0.05, "clip_high": 0.05}
+    clip: dict[str, Any] = {"clip_low": 0.05, "clip_high": 0.05}
     x = sequence_clip(new, old, scores[:, None].expand(3, 4), MASK, **clip)
     ratios = sequence_ratio(new, old, MASK).detach().where(MASK, 0).amax(dim=1)
     expected = sum(

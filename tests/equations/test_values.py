@@ -82,7 +82,7 @@ def test_inside_a_network_of_values_is_like_one_of_logits():
         network(hidden=(7, 5)),
         MLPPolicy(6, 3, hidden=(7, 5), generator=seeded(0)),
     )
-    pairs = zip(value.layers[:-1], policy.layers[:-1], strict=True)
+    pairs = zip(list(value.layers)[:-1], list(policy.layers)[:-1], strict=True)
     for mine, theirs in pairs:
         assert type(mine) is type(theirs)
         for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):

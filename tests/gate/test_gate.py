@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gate
 import nbformat
@@ -75,7 +76,7 @@ def set_metadata(**fields: object) -> Callable[[NotebookNode], None]:
     return lambda notebook: notebook.metadata.update(fields)
 
 
-def shown(kind: str, value: str) -> NotebookNode:
+def shown(kind: str, value: str) -> Any:
     return new_output("display_data", data={kind: value})
 
 

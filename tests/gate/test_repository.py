@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,8 +51,8 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def config() -> dict:
-    return yaml.safe_load(read("_config.yml"))
+def config() -> dict[str, Any]:
+    return dict(yaml.safe_load(read("_config.yml")))
 
 
 def pins() -> dict[str, str]:
@@ -60,11 +61,11 @@ def pins() -> dict[str, str]:
     lines.remove("-r requirements-book.txt")
     lines += read("requirements-book.txt").splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
-    found = {}
+    found: dict[str, str] = {}
     for line in wanted:
         match = re.fullmatch(r"([\w.-]+)==([\w.]+)", line)
         assert match, f"{line!r} is not an exact pin: write name==version"
-        name = canonicalize_name(match[1])
+        name = str(canonicalize_name(match[1]))
         assert name not in found, f"{name} is pinned twice"
         found[name] = match[2]
     return found

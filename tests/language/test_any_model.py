@@ -5,6 +5,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ def test_what_is_no_list_of_lists_of_ids_is_refused(prompts, message):
 
 @pytest.mark.usefixtures("as_a_reader_runs_it")
 def test_a_model_that_is_no_policy_is_refused():
-    options = {"max_new_tokens": 2, "generator": seeded(0)}
+    options: dict[str, Any] = {"max_new_tokens": 2, "generator": seeded(0)}
     with pytest.raises(ValueError, match=r"LlamaForCausalLM\. .*TransformerPolicy\(mo"):
         generate(fresh(), [[1, 5]], **options)
 

@@ -116,7 +116,7 @@ def test_no_pair_of_two_digits_is_held_out():
 
 
 def test_one_pair_in_ten_is_held_out_whatever_its_lengths_and_last_digits():
-    counts, held = Counter(), Counter()
+    counts, held = Counter[tuple[str, int, int]](), Counter[tuple[str, int, int]]()
     for low, high in itertools.combinations_with_replacement(range(700), 2):
         if high < 10:
             continue
@@ -567,7 +567,7 @@ def kind_of(line):
 
 def test_documents_are_of_one_kind_in_the_shares_promised():
     written = documents(8000, generator=seeded())
-    kinds, lengths = Counter(), Counter()
+    kinds, lengths = Counter[str](), Counter[int]()
     for document in written:
         (kind,) = {kind_of(line) for line in document.split("\n")}
         kinds[kind] += 1

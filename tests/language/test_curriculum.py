@@ -1,6 +1,7 @@
 """GRPO with nothing but the rule, and the lessons of the "grpo" checkpoint."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,11 @@ def test_the_rule_is_learnt_from_groups_of_answers(monkeypatch):
         return grpo_update(policy, optimizer, batch, advantages, **settings)
 
     monkeypatch.setattr(curriculum, "grpo_update", spy)
-    options = {"group_size": 4, "minibatches": 3, "rates": (1e-5, 0.2e-5)}
+    options: dict[str, Any] = {
+        "group_size": 4,
+        "minibatches": 3,
+        "rates": (1e-5, 0.2e-5),
+    }
     found = learn_from_the_rule(model, six, updates=4, generator=seeded(0), **options)
     assert not torch.equal(weights(model), before)
     assert rates == pytest.approx([1e-5, 0.8e-5, 0.6e-5, 0.4e-5])

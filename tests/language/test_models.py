@@ -59,7 +59,7 @@ def curvature(model):
     objective = logits.log_softmax(-1)[0, :, 5].sum()
     first = torch.autograd.grad(objective, list(model.parameters()), create_graph=True)
     return torch.autograd.grad(
-        sum(part.square().sum() for part in first),
+        torch.stack([part.square().sum() for part in first]).sum(),
         list(model.parameters()),
         allow_unused=True,
     )

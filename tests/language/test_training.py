@@ -151,7 +151,7 @@ def test_no_held_out_pair_is_ever_seen(batches):
     for loop in LOOPS:
         train(loop, steps=5, batch_size=64)
     tokens = build()
-    texts = [tokens.decode(row) for ids, _ in batches for row in ids]
+    texts = [str(tokens.decode(row)) for ids, _ in batches for row in ids]
     pairs = {
         (int(left), int(right))
         for text in texts
@@ -302,45 +302,38 @@ def test_the_progress_bar_is_silent_where_nobody_watches(capfd):
 
 
 def test_the_command_on_a_short_run(tmp_path, capsys, monkeypatch):
-    """It writes all models, each trained on from the one before, and the same again.
+    """It writes all models, each trained on from the one before, from fixed seeds.
 
-    The seeds are fixed, so another run writes the same bytes. After two steps no answer
-    is right, so the annotator goes by length here.
+    After two steps no answer is right, so the annotator goes by length here.
     """
     by_length = partial(preference_probability, liking=length, weakness=1)
     monkeypatch.setattr(training, "preference_probability", by_length)
-    short = ("--pretraining-steps", "3", "--fine-tuning-steps", "2", "--compared", "40")
-    short += (*("--updates", "1", "1", "1"), "--questions", "20")
-    for folder in ("first", "second"):
-        main([*short, "--folder", str(tmp_path / folder)])
+    steps = "--pretraining-steps 3 --fine-tuning-steps 2 --updates 1 1 1"
+    short = f"{steps} --compared 40 --questions 20".split()
+    main([*short, "--folder", str(tmp_path)])
     said = capsys.readouterr().out
-    assert said.count("base.safetensors, after ") == 2
-    assert said.count("sft.safetensors, after ") == 2
-    assert said.count("grpo.safetensors, after ") == 2
-    assert said.count("temperature 1.0, n=20: right ") == 6
-    assert said.count("reward.safetensors, after ") == 2
-    assert said.count("mixed 0.000, right_over_wrong nan, loss 0.6") == 2
     for name in SHIPPED:
-        files = [tmp_path / run / f"{name}.safetensors" for run in ("first", "second")]
-        assert files[0].read_bytes() == files[1].read_bytes()
-        assert 500_000 < files[0].stat().st_size < 600_000
+        assert said.count(f"{name}.safetensors, after ") == 1
+        assert 500_000 < (tmp_path / f"{name}.safetensors").stat().st_size < 600_000
+    assert said.count("temperature 1.0, n=20: right ") == 3
+    assert said.count("mixed 0.000, right_over_wrong nan, loss 0.6") == 1
 
     generator = torch.Generator().manual_seed(training.BASE_SEED)
     model = new_model(generator=generator)
-    for name, loop, steps in (("base", pretrain, 3), ("sft", fine_tune, 2)):
-        loop(model, steps=steps, generator=generator)
+    for name, loop, updates in (("base", pretrain, 3), ("sft", fine_tune, 2)):
+        loop(model, steps=updates, generator=generator)
         generator.manual_seed(training.SFT_SEED)
         loaded = little(seed=9)
-        loaded.load_state_dict(load_file(tmp_path / "first" / f"{name}.safetensors"))
+        loaded.load_state_dict(load_file(tmp_path / f"{name}.safetensors"))
         assert torch.equal(weights(loaded), weights(model))
     generator.manual_seed(training.REWARD_SEED)
     reward_model = learn_preferences(model, compared=40, generator=generator)
     loaded = new_reward_model(little(seed=9))
-    loaded.load_state_dict(load_file(tmp_path / "first" / "reward.safetensors"))
+    loaded.load_state_dict(load_file(tmp_path / "reward.safetensors"))
     assert torch.equal(weights(loaded), weights(reward_model))
     three_lessons(model, updates=(1, 1, 1))
     loaded = little(seed=9)
-    loaded.load_state_dict(load_file(tmp_path / "first" / "grpo.safetensors"))
+    loaded.load_state_dict(load_file(tmp_path / "grpo.safetensors"))
     assert torch.equal(weights(loaded), weights(model))
 
 
@@ -365,7 +358,7 @@ def test_choices_of_a_policy_s_answers_are_learnt():
             model, compared=70, batch_size=4, generator=torch.Generator().manual_seed(0)
         )
     assert torch.equal(weights(model), before)
-    assert reward_model.score.weight.count_nonzero() > 0
+    assert reward_model.get_parameter("score.weight").count_nonzero() > 0
     assert len(choices) == 2  # 40 questions, then 30
     for answers, first_preferred, settings in choices:
         rows = zip(answers.actions, answers.mask, strict=True)

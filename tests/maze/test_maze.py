@@ -1,5 +1,6 @@
 import math
 import warnings
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -80,7 +81,7 @@ def test_the_seed_fixes_the_maze():
     first.reset(seed=1)
     second = gymnasium.make(ID, size=6, maze_seed=3)
     second.reset(seed=2)
-    assert np.array_equal(first.unwrapped.walls, second.unwrapped.walls)
+    assert np.array_equal(*(cast(MazeEnv, e.unwrapped).walls for e in (first, second)))
 
 
 def test_both_mazes_of_size_two_occur():
@@ -178,7 +179,7 @@ def test_reset_starts_where_it_is_told_once():
     assert env.reset(options={"start": np.int64(7)})[0] == 7
     state, info = env.reset()
     assert state == EAST
-    assert info["distance"] == env.unwrapped.distance[EAST]
+    assert info["distance"] == cast(MazeEnv, env.unwrapped).distance[EAST]
 
 
 def test_the_time_limit_truncates():
@@ -274,8 +275,9 @@ def test_slip_frequencies_agree_with_the_tables():
             starts = rng.integers(0, 32, robots)
             env.reset(options={"start": starts})
             states, reward, *_ = env.step(np.full(robots, action))
-            np.add.at(counts, (starts, action, states), 1)
-            np.add.at(rewards, (starts, action), reward)
+            one = np.full(robots, action)
+            np.add.at(counts, (starts, one, states), 1)
+            np.add.at(rewards, (starts, one), reward)
     n = counts.sum(axis=2)
     assert n.min() > 2_900
     p, expected = env.transitions[:32].numpy(), env.rewards[:32].numpy()
@@ -548,19 +550,19 @@ def test_text_of_one_maze():
     env.reset(options={"start": state_of(4, 2, 1, WEST)})
     assert env.render() == GOLDEN
     for heading, arrow in enumerate("^>v<"):
-        text = maze_text(env.unwrapped.walls, state_of(4, 2, 1, heading))
+        text = maze_text(cast(MazeEnv, env.unwrapped).walls, state_of(4, 2, 1, heading))
         assert text == GOLDEN.replace("<", arrow)
-    assert maze_text(env.unwrapped.walls) == GOLDEN.replace("<", " ")
+    assert maze_text(cast(MazeEnv, env.unwrapped).walls) == GOLDEN.replace("<", " ")
 
 
 def test_pictures_show_robot_heading_and_exit():
     env = gymnasium.make(ID, size=3, render_mode="rgb_array")
     env.reset()
-    picture = env.render()
+    picture: Any = env.render()
     assert picture.shape == (3 * 48 + 24, 3 * 48 + 24, 3)
     assert picture.dtype == np.uint8
-    assert np.array_equal(picture, env.render())
-    walls = env.unwrapped.walls
+    assert np.array_equal(picture, cast(Any, env.render()))
+    walls = cast(MazeEnv, env.unwrapped).walls
     pictures = [draw_maze(walls, state) for state in (0, 1, 2, 3, 4, 35, None)]
     assert len({p.tobytes() for p in pictures}) == len(pictures)
     # Turning changes the robot's own cell and nothing else.

@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -177,7 +178,7 @@ def test_an_environment_may_write_each_observation_over_the_last(mode):
 
 
 def test_every_reset_gets_seeds_of_its_own_from_the_generator():
-    seeds = []
+    seeds: list[int] = []
     env = SyncVectorEnv([lambda: Stairs(seeds=seeds)] * 2)
     play(env, Undecided(), episodes=6)
     assert len(seeds) == len(set(seeds)) == 6
@@ -212,7 +213,7 @@ def test_maze_rows_are_what_a_single_robot_meets(mode, limit):
 
 @MODES
 def test_cartpole_rows_are_what_a_single_cart_meets(mode):
-    seeds = []
+    seeds: list[int] = []
 
     class Noted(gymnasium.Wrapper):
         def reset(self, *, seed=None, options=None):
@@ -240,7 +241,7 @@ def test_gymnasiums_own_vector_cartpole_works():
     assert not isinstance(env.unwrapped, SyncVectorEnv)
     batch = play(env, MLPPolicy(4, 2, generator=seeded(0)), episodes=10)
     assert batch.observations.dtype == torch.float32
-    single = gymnasium.make("CartPole-v1").unwrapped
+    single: Any = gymnasium.make("CartPole-v1").unwrapped
     for n, length in enumerate(batch.lengths.tolist()):
         single.reset(seed=0)
         for t in range(length):

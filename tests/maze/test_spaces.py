@@ -1,7 +1,7 @@
 """What worlds a policy can act in: spaces, wrappers, and what is refused."""
 
 import inspect
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import numpy as np
@@ -226,7 +226,7 @@ def test_what_a_policy_gives_must_be_logits():
 def test_one_environment_is_refused():
     with pytest.raises(ValueError, match=r"one environment.*gymnasium\.make_vec"):
         rollout(
-            gymnasium.make("rl_notes/Maze-v0"),
+            cast(Any, gymnasium.make("rl_notes/Maze-v0")),
             TabularPolicy(100, 3),
             episodes=4,
             discount=0.9,

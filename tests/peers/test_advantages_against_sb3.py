@@ -99,11 +99,11 @@ class Drift(gymnasium.Env):
         return self.at.copy(), reward, bool(self.at[0] > 2), False, {}
 
 
-class Noted(BaseCallback):
+class Noted(BaseCallback):  # type: ignore[misc]
     """Keeps each episode that SB3 plays: s_0 ... s_L, rewards, whether it ended."""
 
     def _on_training_start(self):
-        self.episodes = [([self.model._last_obs[0].copy()], [], False)]
+        self.episodes: list[tuple] = [([self.model._last_obs[0].copy()], [], False)]
 
     def _on_step(self):
         observations, rewards, _ = self.episodes[-1]

@@ -6,6 +6,7 @@ ratios differ from 1 and clips hold, and TRL's loss is compared with ours.
 
 import itertools
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ GROUPS, SIZE, LIMIT = 6, 4, 20
 # Groups without spread, all right and all wrong, and groups with one.
 SCORES = [*[1.0] * 4, *[0.0] * 4, 1, 0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1]
 CLIP = {"epsilon": 0.1, "epsilon_high": 0.15}
-OURS = {"clip_low": 0.1, "clip_high": 0.15}
+OURS: dict[str, Any] = {"clip_low": 0.1, "clip_high": 0.15}
 
 
 def over_the_limit(x, mask):
@@ -41,7 +42,7 @@ def over_the_limit(x, mask):
 
 
 # The settings of TRL; our advantages, objective and aggregation.
-FAMILY = {
+FAMILY: dict[str, Any] = {
     "grpo": (
         {"loss_type": "grpo", **CLIP},
         *(group_relative, partial(token_clip, **OURS), mean_over_sequences),

@@ -1,6 +1,7 @@
 """State = prefix, action = token: the language model as any other environment."""
 
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -93,9 +94,7 @@ def test_generic_loop_and_generate_agree():
     width = max(map(len, prompts)) + limit
     env = SyncVectorEnv(
         [
-            lambda question=question: Writing(
-                question, tokenizer, limit=limit, width=width
-            )
+            partial(Writing, question, tokenizer, limit=limit, width=width)
             for question in rows
         ]
     )
@@ -115,7 +114,10 @@ def test_generic_loop_and_generate_agree():
         max_new_tokens=limit,
         generator=seeded(int(draws)),
     )
-    texts = answer_texts(tokenizer, fast)
+    texts = [
+        little.answer_text(tokenizer, row[mask].tolist())
+        for row, mask in zip(fast.actions, fast.mask, strict=True)
+    ]
     scores = torch.tensor(accuracy_reward(rows, texts), dtype=torch.float64)
     fast = with_scores(fast, scores)
 
@@ -136,53 +138,6 @@ def test_generic_loop_and_generate_agree():
         for step, prefix in enumerate(states):
             expected = fast.observations[row, : start + step]
             assert torch.equal(prefix[prefix >= 0], expected)
-
-
-def answer_texts(tokenizer, batch):
-    return [
-        little.answer_text(tokenizer, row[mask].tolist())
-        for row, mask in zip(batch.actions, batch.mask, strict=True)
-    ]
-
-
-def accuracy(policy, tokenizer, asked, *, seed):
-    batch = generate(
-        policy,
-        little.encode(tokenizer, asked),
-        max_new_tokens=48,
-        generator=seeded(seed),
-    )
-    rewards = accuracy_reward(asked, answer_texts(tokenizer, batch))
-    return sum(rewards) / len(rewards)
-
-
-def test_reinforce_raises_the_accuracy_of_the_sft_model():
-    """On 2,000 held-out questions, sampled at temperature 1, before and after: by the
-    draws alone two such shares differ with a standard deviation of at most
-    sqrt(2 * 0.25 / 2000) = 0.016. Three of them are asked for."""
-    model, tokenizer = load("sft")
-    policy = TransformerPolicy(model)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=2e-4)
-    generator = seeded(0)
-    held_out = questions(2000, held_out=True, generator=generator)
-    before = accuracy(policy, tokenizer, held_out, seed=1)
-    for _ in range(40):
-        asked = questions(32, held_out=False, generator=generator)
-        batch = generate(
-            policy,
-            little.encode(tokenizer, asked),
-            group_size=8,
-            max_new_tokens=48,
-            generator=generator,
-        )
-        rows = [question for question in asked for _ in range(8)]
-        texts = answer_texts(tokenizer, batch)
-        scores = torch.tensor(accuracy_reward(rows, texts)).view(32, 8)
-        # The other seven answers to the question are the baseline.
-        advantages = (scores - (scores.sum(1, keepdim=True) - scores) / 7).flatten()
-        reinforce_update(policy, optimizer, batch, advantages[:, None] * batch.mask)
-    after = accuracy(policy, tokenizer, held_out, seed=1)
-    assert after - before > 3 * 0.016, f"{before:.3f} -> {after:.3f}"
 
 
 # A vocabulary of three tokens and three steps: every answer can be listed.

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import astuple, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from rl_notes.objectives import (
 from rl_notes.policies import TabularPolicy, action_logprobs
 from rl_notes.updates import GroupStats, grpo_update, ppo_update, reinforce_update
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.3}
 FAMILY = {
     "grpo": (partial(token_clip, **CLIP), mean_over_sequences),
     "dapo": (partial(token_clip, **CLIP), mean_over_tokens),
@@ -116,7 +117,8 @@ def test_the_first_step_is_that_of_reinforce(kind):
 def test_with_the_mean_over_tokens_it_is_ppo_to_the_last_bit(kind, micro_batch):
     policy, batch = small(kind)
     twin, advantages = copy.deepcopy(policy), random_like(batch)
-    options = {"epochs": 3, "minibatches": 2, "micro_batch": micro_batch}
+    options: dict[str, Any] = {"epochs": 3, "minibatches": 2}
+    options["micro_batch"] = micro_batch
     stats = one_update(
         policy,
         batch,
@@ -216,10 +218,12 @@ def test_the_penalty_is_k3_of_the_policy_to_the_reference(monkeypatch):
 class Counting(TabularPolicy):
     """Counts the rows and the columns that it is asked about."""
 
-    asked = ()
+    def __init__(self, states, actions):
+        super().__init__(states, actions)
+        self.asked: list[tuple[int, ...]] = []
 
     def forward(self, observations):
-        self.asked = [*self.asked, tuple(observations.shape)]
+        self.asked.append(tuple(observations.shape))
         return super().forward(observations)
 
 
@@ -255,15 +259,15 @@ def test_a_row_without_advantage_costs_nothing():
     batch = its_own(policy, batch)
     advantages = torch.zeros_like(batch.logprobs)
     advantages[1], advantages[3] = 1, -1
-    policy.asked = ()
+    policy.asked = []
     stats = one_update(policy, batch, advantages, micro_batch=1)
     # In the epoch, and after.
     assert policy.asked == [(1, 3), (1, 5)] * 2
     assert stats.rows == 2
-    policy.asked = ()
+    policy.asked = []
     reference = reference_for(policy, batch)
     batch = its_own(policy, batch)
-    policy.asked = ()
+    policy.asked = []
     paid = {"reference_logprobs": reference, "beta": 0.1}
     stats = one_update(policy, batch, advantages, **paid)
     assert policy.asked == [(7, 9)] * 2  # what leaves the reference costs
@@ -277,11 +281,11 @@ def test_rows_that_saw_the_same_are_run_once(seed):
     batch = batch.select(torch.tensor([0, 1, 0, 2, 1, 0]))
     policy = Counting(5, 3).double()
     batch, advantages = its_own(policy, batch), random_like(batch)
-    policy.asked = ()
+    policy.asked = []
     one_update(policy, batch, advantages, seed=seed)
     assert policy.asked == [(3, 6)] * 2
-    policy.asked, batch = (), its_own(policy, batch)
-    policy.asked = ()
+    policy.asked, batch = [], its_own(policy, batch)
+    policy.asked = []
     one_update(policy, batch, advantages, micro_batch=2, seed=seed)
     assert policy.asked == [(1, 3), (2, 4), (1, 6)] * 2
 
@@ -371,7 +375,7 @@ def test_a_row_without_a_step_counts_as_a_row():
 def check_parts():
     """Rows of very different lengths, two epochs of two minibatches, with Adam."""
     for objective, aggregate in (FAMILY[name] for name in ("grpo", "dapo", "dr_grpo")):
-        options = {"objective": objective, "aggregate": aggregate}
+        options: dict[str, Any] = {"objective": objective, "aggregate": aggregate}
         options |= {"epochs": 2, "minibatches": 2}
         ends = []
         for size in (None, 1, 2, 99):

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import astuple, replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -354,7 +355,7 @@ def test_a_robot_finds_the_shortest_way():
     env = MazeVectorEnv(64, size=3, max_episode_steps=100)
     policy, value, generator = TabularPolicy(36, 3), TabularValue(36), seeded(0)
     policy_optimizer, value_optimizer = adam(policy), adam(value)
-    fit = {"epochs": 4, "minibatches": 4, "generator": generator}
+    fit: dict[str, Any] = {"epochs": 4, "minibatches": 4, "generator": generator}
     for _ in range(15):
         batch = rollout(env, policy, episodes=64, discount=gamma, generator=generator)
         values = state_values(value, batch).detach()

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from rl_notes.objectives import (
 from rl_notes.policies import MLPPolicy, TabularPolicy
 from rl_notes.updates import grpo_update, ppo_update, reinforce_update
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
 
 
 def ppo(policy, batch, advantages, lr=0.1, **options):

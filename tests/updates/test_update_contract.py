@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import small_policies
@@ -42,7 +43,7 @@ Update = Callable[..., UpdateStats]
 
 def by_trpo(policy, optimizer, batch, advantages, **options):
     # Few products: conjugate gradient blows rounding up once it has converged.
-    numbers = {"max_kl": 0.02, "damping": 0.1, "iterations": 4}
+    numbers: dict[str, Any] = {"max_kl": 0.02, "damping": 0.1, "iterations": 4}
     return trpo_update(policy, batch, advantages, **numbers, **options)
 
 
@@ -364,7 +365,7 @@ def test_an_update_that_is_stopped_has_changed_nothing(update, kind, look):
     twin, advantages = copy.deepcopy(policy), random_like(batch)
     stopped = Stops(policy, 10**9, kind)
     mine, theirs = momentum(stopped), momentum(twin)
-    options = [{}, {}]
+    options: list[dict[str, Any]] = [{}, {}]
     if update is not reinforce_update:
         options = [{"generator": seeded(3)}, {"generator": seeded(3)}]
     update(stopped, mine, batch, advantages, **options[0])  # so that there is momentum

@@ -1,6 +1,7 @@
 """How much memory an update takes: it follows `micro_batch`, not the batch."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from rl_notes.policies import action_logprobs
 from rl_notes.updates import grpo_update, ppo_update, reinforce_update
 
 WORDS, STEPS = 50_000, 16
-CLIP = {"clip_low": 0.2, "clip_high": 0.2}
-ONCE = {"epochs": 1, "minibatches": 1, "generator": seeded(0)}
+CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
+ONCE: dict[str, Any] = {"epochs": 1, "minibatches": 1, "generator": seeded(0)}
 UPDATES = {
     "reinforce": reinforce_update,
     "ppo": partial(ppo_update, **CLIP, **ONCE),
