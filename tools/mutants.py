@@ -37,8 +37,9 @@ from cosmic_ray.plugins import get_operator, operator_names
 from gate import PYTEST, ROOT, environment
 
 HOME = ROOT / "build" / "mutants"
-AREAS = ["equations", "updates", "maze", "language", "book/test_exercises.py"]
-TESTS = [f"tests/{area}" for area in (*AREAS, "book/test_plotting.py")]
+AREAS = ["equations", "updates", "maze", "language", "gate/test_device.py"]
+BOOK = [f"book/test_{name}.py" for name in ("exercises", "plotting", "results")]
+TESTS = [f"tests/{area}" for area in (*AREAS, *BOOK)]
 TYPES = "--jaxtyping-packages=rl_notes,beartype.beartype"
 PAIRS = ("mean sum", "max min", "any all", "maximum minimum", "argmax argmin")
 SWAPPED = dict(pair.split() for pair in PAIRS)
@@ -143,8 +144,10 @@ def listed_mutants(path: str) -> Iterator[Mutant]:
         count = 0
         for node in nodes:
             for (line, _), _ in operator().mutation_positions(node):
-                # `int | None` is no sum; a default beside it is worth a mutant.
-                if not (line in notes and "BinaryOperator_BitOr" in name):
+                # `int | None` is no sum, and the bare `*` among parameters no product.
+                kind = str(node.parent and node.parent.type)
+                written = line in notes and "BinaryOperator_BitOr" in name
+                if not (written or kind.startswith("param")):
                     yield Mutant(path, line, name, (count,))
                 count += 1
 
@@ -226,7 +229,10 @@ def concerned(
     if not tests - {""}:
         of_module = (found for (path, _), found in runs.items() if path == mutant.path)
         tests = set().union(*of_module)
-    known = [test for test in tests if test in seconds]
+    # Where even the module is imported before anyone looks, all tests are asked, and
+    # the tests that read the code as a text always are.
+    known = {test for test in tests if test in seconds} or set(seconds)
+    known |= {t for t in seconds if "without_a_device" in t and mutant.path in t}
     return sorted(known, key=lambda test: seconds[test])
 
 

@@ -21,8 +21,10 @@ def check_gae(answer: Callable[[Tensor, Tensor, Tensor, float], Answer]) -> None
     generator = torch.Generator(device="cpu").manual_seed(6)
     inputs = []
     for rows, steps, lambda_ in ((3, 5, 0.8), (2, 4, 0.5)):
-        rewards = torch.randn(rows, steps, generator=generator).double()
-        values = torch.randn(rows, steps + 1, generator=generator).double()
+        rewards = torch.randn(rows, steps, generator=generator, device="cpu").double()
+        values = torch.randn(
+            rows, steps + 1, generator=generator, device="cpu"
+        ).double()
         discounts = torch.full_like(rewards, 0.9)
         discounts[0, -1] = 0.0
         inputs.append((rewards, values, discounts, lambda_))

@@ -102,7 +102,7 @@ def check_grpo_objective(
     for lengths, beta in (((2, 5), 0.5), ((4, 1, 3), 0.1)):
         shape = (len(lengths), 6)
         old, change, away, advantages = torch.randn(
-            4, *shape, generator=generator
+            4, *shape, generator=generator, device="cpu"
         ).double()
         steps = torch.arange(6, device="cpu")
         mask = steps < torch.tensor(lengths, device="cpu")[:, None]

@@ -22,7 +22,9 @@ def check_answer_ratio(answer: Callable[[Tensor, Tensor, Tensor], Answer]) -> No
     generator = torch.Generator(device="cpu").manual_seed(12)
     inputs = []
     for lengths in ((2, 6, 4), (5, 1)):
-        new, change = torch.randn(2, len(lengths), 6, generator=generator).double()
+        new, change = torch.randn(
+            2, len(lengths), 6, generator=generator, device="cpu"
+        ).double()
         steps = torch.arange(6, device="cpu")
         mask = steps < torch.tensor(lengths, device="cpu")[:, None]
         inputs.append((new - 3, new - 3 - 0.3 * change, mask))
@@ -70,7 +72,9 @@ def check_accumulated_mean(answer: Callable[[Sequence[Part]], Answer]) -> None:
     for sizes in (((2, 3, 1), (6,)), ((1, 2), (4, 3), (1,))):
         parts = []
         for lengths in sizes:
-            x = torch.randn(len(lengths), max(lengths) + 1, generator=generator)
+            x = torch.randn(
+                len(lengths), max(lengths) + 1, generator=generator, device="cpu"
+            )
             steps = torch.arange(x.shape[1], device="cpu")
             mask = steps < torch.tensor(lengths, device="cpu")[:, None]
             parts.append((x.double() + 1, mask))

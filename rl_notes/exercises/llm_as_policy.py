@@ -20,8 +20,8 @@ def check_sequence_logprob(
     inputs = []
     for lengths in ((2, 4), (1, 3, 2)):
         rows = len(lengths)
-        logits = torch.randn(rows, 6, 4, generator=generator).double()
-        actions = torch.randint(4, (rows, 6), generator=generator)
+        logits = torch.randn(rows, 6, 4, generator=generator, device="cpu").double()
+        actions = torch.randint(4, (rows, 6), generator=generator, device="cpu")
         steps = torch.arange(6, device="cpu")
         ends = torch.tensor(lengths, device="cpu")[:, None] + 1
         inputs.append((logits, actions, (steps >= 1) & (steps < ends)))

@@ -18,7 +18,7 @@ def check_log_gradient(
     """
     generator = torch.Generator(device="cpu").manual_seed(2)
     inputs = [
-        (torch.randn(size, generator=generator).double(), action)
+        (torch.randn(size, generator=generator, device="cpu").double(), action)
         for size, action in ((3, 0), (4, 2), (2, 1))
     ]
     judge(
@@ -59,8 +59,8 @@ def check_baseline(
     generator = torch.Generator(device="cpu").manual_seed(3)
     inputs = [
         (
-            torch.randn(n, generator=generator).double(),
-            torch.randint(3, (n,), generator=generator),
+            torch.randn(n, generator=generator, device="cpu").double(),
+            torch.randint(3, (n,), generator=generator, device="cpu"),
         )
         for n in (6, 9)
     ]

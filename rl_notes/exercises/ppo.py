@@ -23,7 +23,9 @@ def check_clipped_surrogate(
     generator = torch.Generator(device="cpu").manual_seed(8)
     inputs = []
     for shape, epsilon in (((3, 4), EPSILON), ((2, 6), 0.1)):
-        old, change, advantages = torch.randn(3, *shape, generator=generator).double()
+        old, change, advantages = torch.randn(
+            3, *shape, generator=generator, device="cpu"
+        ).double()
         inputs.append((old - 2, old - 2 + change, advantages, epsilon))
 
     def parts(ratio: Tensor, advantages: Tensor, epsilon: float) -> tuple[Tensor, ...]:
@@ -87,8 +89,12 @@ def check_epoch_objectives(
     inputs = []
     for lengths in ((2, 5), (4, 1, 3)):
         shape = (len(lengths), 6)
-        stored, advantages = torch.randn(2, *shape, generator=generator).double()
-        changes = 0.3 * torch.randn(3, *shape, generator=generator).double()
+        stored, advantages = torch.randn(
+            2, *shape, generator=generator, device="cpu"
+        ).double()
+        changes = (
+            0.3 * torch.randn(3, *shape, generator=generator, device="cpu").double()
+        )
         changes[0] = 0.0  # in the first epoch the policy has not moved
         logprobs = list(stored - 2 + changes.cumsum(0))
         steps = torch.arange(6, device="cpu")

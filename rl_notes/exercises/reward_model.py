@@ -18,8 +18,8 @@ def check_preference_loss(
     Called as answer(chosen [M], rejected [M]); returns one number per pair, [M].
     """
     generator = torch.Generator(device="cpu").manual_seed(10)
-    usual = torch.randn(2, 2, 5, generator=generator).double()
-    inputs = [tuple(scores) for scores in usual]
+    pairs = torch.randn(2, 2, 5, generator=generator, device="cpu").double()
+    inputs = [tuple(scores) for scores in pairs]
     far = torch.tensor([0.0, 900.0, -1.5], device="cpu").double()
     inputs.append((far, far.roll(1)))
 
@@ -64,7 +64,9 @@ def check_score_at_end(
     for begins, ends in (((2, 3), (5, 6)), ((1, 4, 2), (3, 5, 7))):
         first, after = (torch.tensor(x, device="cpu")[:, None] for x in (begins, ends))
         steps = torch.arange(int(after.max()) + 1, device="cpu")
-        everywhere = torch.randn(len(begins), len(steps) + 1, generator=generator)
+        everywhere = torch.randn(
+            len(begins), len(steps) + 1, generator=generator, device="cpu"
+        )
         inputs.append((everywhere.double(), (steps >= first) & (steps < after)))
 
     def end(mask: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ def check_k3(answer: Callable[[Tensor, Tensor], Answer]) -> None:
     generator = torch.Generator(device="cpu").manual_seed(10)
     inputs = []
     for shape in ((3, 4), (2, 6)):
-        logprobs, change = torch.randn(2, *shape, generator=generator).double()
+        logprobs, change = torch.randn(
+            2, *shape, generator=generator, device="cpu"
+        ).double()
         inputs.append((logprobs - 4, logprobs - 4 - change))
 
     judge(
@@ -67,8 +69,10 @@ def check_padded_gae(
         rows = len(lengths)
         steps = torch.arange(6, device="cpu")
         mask = steps < torch.tensor(lengths, device="cpu")[:, None]
-        rewards = mask * torch.randn(rows, 6, generator=generator).double()
-        values = 3 * torch.randn(rows, 7, generator=generator).double()
+        rewards = (
+            mask * torch.randn(rows, 6, generator=generator, device="cpu").double()
+        )
+        values = 3 * torch.randn(rows, 7, generator=generator, device="cpu").double()
         inputs.append((rewards, values, mask, lambda_))
 
     judge(

@@ -91,9 +91,13 @@ def check_bias_and_noise(
     generator = torch.Generator(device="cpu").manual_seed(13)
     inputs = []
     for count, tries in ((4, 5), (3, 8)):
-        estimates = torch.randn(count, tries, generator=generator).double()
-        exact = torch.randn(count, generator=generator).double()
-        weights = torch.rand(count, generator=generator).double().softmax(0)
+        estimates = torch.randn(
+            count, tries, generator=generator, device="cpu"
+        ).double()
+        exact = torch.randn(count, generator=generator, device="cpu").double()
+        weights = (
+            torch.rand(count, generator=generator, device="cpu").double().softmax(0)
+        )
         inputs.append((2 * estimates, exact, weights))
 
     def both(bias: Tensor, variance: Tensor, weights: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def check_pass_at_k(
     chances = torch.tensor([[0.02], [0.15], [0.3], [0.6], [0.98]], device="cpu")
     inputs = []
     for n, k in ((10, 3), (6, 5)):
-        draws = torch.rand(5, n, generator=generator)
+        draws = torch.rand(5, n, generator=generator, device="cpu")
         inputs.append(((draws < chances).double(), k))
 
     judge(

@@ -19,8 +19,8 @@ def check_next_token_loss(
     generator = torch.Generator(device="cpu").manual_seed(4)
     inputs = [
         (
-            torch.randn(steps, size, generator=generator).double(),
-            torch.randint(size, (steps,), generator=generator),
+            torch.randn(steps, size, generator=generator, device="cpu").double(),
+            torch.randint(size, (steps,), generator=generator, device="cpu"),
         )
         for steps, size in ((4, 3), (6, 5))
     ]

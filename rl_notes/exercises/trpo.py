@@ -20,9 +20,9 @@ def check_natural_step(
     generator = torch.Generator(device="cpu").manual_seed(6)
     inputs = []
     for size, radius in ((2, 0.1), (4, 0.02)):
-        root = torch.randn(size, size, generator=generator).double()
+        root = torch.randn(size, size, generator=generator, device="cpu").double()
         fisher = root @ root.T + torch.eye(size, device="cpu").double()
-        gradient = torch.randn(size, generator=generator).double()
+        gradient = torch.randn(size, generator=generator, device="cpu").double()
         inputs.append((fisher, gradient, radius))
 
     def natural(fisher: Tensor, gradient: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def check_mean_kl(
     inputs = []
     for lengths in ((2, 5), (1, 4, 3)):
         shape = (len(lengths), 6, 3)
-        old = torch.randn(*shape, generator=generator).double()
-        new = old + torch.randn(*shape, generator=generator).double()
+        old = torch.randn(*shape, generator=generator, device="cpu").double()
+        new = old + torch.randn(*shape, generator=generator, device="cpu").double()
         steps = torch.arange(6, device="cpu")
         inputs.append((old, new, steps < torch.tensor(lengths, device="cpu")[:, None]))
     judge(

@@ -91,9 +91,9 @@ def check_conjugate_gradient(
     generator = torch.Generator(device="cpu").manual_seed(8)
     inputs = []
     for size, iterations in ((4, 2), (6, 3)):
-        root = torch.randn(size, size, generator=generator).double()
+        root = torch.randn(size, size, generator=generator, device="cpu").double()
         matrix = root @ root.T + torch.eye(size, device="cpu").double()
-        b = torch.randn(size, generator=generator).double()
+        b = torch.randn(size, generator=generator, device="cpu").double()
         inputs.append((matrix, b, iterations))
 
     def on_a_copy(matrix: Tensor, b: Tensor, iterations: int) -> Any:

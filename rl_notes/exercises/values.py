@@ -19,9 +19,13 @@ def check_action_values(
     generator = torch.Generator(device="cpu").manual_seed(0)
     inputs = []
     for states, actions in ((3, 2), (4, 3)):
-        chances = torch.rand(states, actions, states, generator=generator).double()
-        rewards = torch.randn(states, actions, generator=generator).double()
-        values = torch.randn(states, generator=generator).double()
+        chances = torch.rand(
+            states, actions, states, generator=generator, device="cpu"
+        ).double()
+        rewards = torch.randn(
+            states, actions, generator=generator, device="cpu"
+        ).double()
+        values = torch.randn(states, generator=generator, device="cpu").double()
         inputs.append((chances / chances.sum(-1, keepdim=True), rewards, values, 0.9))
     judge(
         answer,
@@ -56,8 +60,12 @@ def check_value_iteration(
     generator = torch.Generator(device="cpu").manual_seed(1)
     inputs = []
     for states, actions in ((3, 2), (5, 3)):
-        chances = torch.rand(states, actions, states, generator=generator).double()
-        rewards = torch.randn(states, actions, generator=generator).double()
+        chances = torch.rand(
+            states, actions, states, generator=generator, device="cpu"
+        ).double()
+        rewards = torch.randn(
+            states, actions, generator=generator, device="cpu"
+        ).double()
         inputs.append((chances / chances.sum(-1, keepdim=True), rewards, 0.8))
     judge(
         answer,

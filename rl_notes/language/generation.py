@@ -203,8 +203,8 @@ def _require_the_same_without_cache(
     lengths = [len(prompt) for prompt in prompts]
     ends = {lengths.index(min(lengths)), lengths.index(max(lengths))}
     each = len(answers.groups) // len(prompts)
-    rows = torch.tensor([each * prompt for prompt in sorted(ends)])
-    few = answers.select(rows.to(answers.groups.device))
+    rows = [each * prompt for prompt in sorted(ends)]
+    few = answers.select(torch.tensor(rows, device=answers.groups.device))
     difference = (action_logprobs(policy, few) - few.logprobs).abs()
     found = float(difference.sum() / few.mask.sum())
     allowed = rounding_of_logprobs(policy, few.logprobs.dtype)

@@ -340,17 +340,21 @@ def measure(
     """
     policy = TransformerPolicy(model, temperature)
     _, _, answers = answer(policy, asked, generator=generator)
-    right = torch.tensor(arithmetic.accuracy_reward(asked, answers))
-    form = torch.tensor(arithmetic.form_reward(asked, answers))
-    worked = torch.tensor([arithmetic.shows_work(text) for text in answers])
-    again = torch.tensor([arithmetic.asks_again(text) for text in answers])
+    found = (
+        arithmetic.accuracy_reward(asked, answers),
+        arithmetic.form_reward(asked, answers),
+        [arithmetic.shows_work(text) for text in answers],
+        [arithmetic.asks_again(text) for text in answers],
+    )
+    right, form, worked, again = torch.tensor(found, device="cpu").float()
+    shown = worked.bool()
     return {
         "right": right.mean().item(),
         "form": form.mean().item(),
-        "worked": worked.float().mean().item(),
-        "right_worked": right[worked].mean().item(),
-        "right_direct": right[~worked].mean().item(),
-        "asks_again": again.float().mean().item(),
+        "worked": worked.mean().item(),
+        "right_worked": right[shown].mean().item(),
+        "right_direct": right[~shown].mean().item(),
+        "asks_again": again.mean().item(),
     }
 
 
@@ -414,7 +418,7 @@ def measure_preferences(
     """
     pairs = sample_pairs(TransformerPolicy(model), asked, generator=generator)
     truth = [
-        torch.tensor(arithmetic.accuracy_reward(pairs.asked, texts))
+        torch.tensor(arithmetic.accuracy_reward(pairs.asked, texts), device="cpu")
         for texts in (pairs.first, pairs.second)
     ]
     chances = preference_probability(pairs.asked, pairs.first, pairs.second)

@@ -147,6 +147,12 @@ def test_pairs_are_two_different_answers_to_one_question(sampled):
     assert [asked[group] for group in groups[0::2]] == pairs.asked
 
 
+def test_answers_of_pairs_are_no_longer_than_allowed(sampled):
+    asked, policy = sampled[0], TransformerPolicy(load("sft")[0])
+    pairs = sample_pairs(policy, asked, max_new_tokens=9, generator=seeded(0))
+    assert int(pairs.answers.mask.sum(dim=1).max()) == 9
+
+
 def test_pairs_depend_on_the_generator_alone(sampled):
     asked, pairs = sampled
     policy = TransformerPolicy(load("sft")[0])

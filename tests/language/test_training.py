@@ -20,7 +20,11 @@ from rl_notes.language.arithmetic import (
 )
 from rl_notes.language.curriculum import three_lessons
 from rl_notes.language.models import SHIPPED, load, new_model
-from rl_notes.language.preferences import length, preference_probability
+from rl_notes.language.preferences import (
+    length,
+    preference_probability,
+    sample_pairs,
+)
 from rl_notes.language.reward_model import fit_reward_model, new_reward_model
 from rl_notes.language.tokenizer import answer_text, build, encode
 from rl_notes.language.training import (
@@ -344,7 +348,11 @@ def test_choices_of_a_policy_s_answers_are_learnt():
     """Of 5 steps nothing can be expected but that they go down the right way."""
     model = load("sft")[0]
     before = weights(model)
-    choices = []
+    choices, drawn = [], []
+
+    def counted(policy, asked, **settings):
+        drawn.append(len(asked))
+        return sample_pairs(policy, asked, **settings)
 
     def spy(reward_model, optimizer, answers, first_preferred, **settings):
         choices.append((answers, first_preferred, settings))
@@ -354,12 +362,14 @@ def test_choices_of_a_policy_s_answers_are_learnt():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "fit_reward_model", spy)
+        patch.setattr(training, "sample_pairs", counted)
         reward_model = learn_preferences(
             model, compared=70, batch_size=4, generator=torch.Generator().manual_seed(0)
         )
     assert torch.equal(weights(model), before)
     assert reward_model.get_parameter("score.weight").count_nonzero() > 0
-    assert len(choices) == 2  # 40 questions, then 30
+    assert drawn == [40, 30]  # questions
+    assert len(choices) == 2
     for answers, first_preferred, settings in choices:
         rows = zip(answers.actions, answers.mask, strict=True)
         texts = [answer_text(build(), row[mask].tolist()) for row, mask in rows]
