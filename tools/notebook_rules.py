@@ -14,7 +14,7 @@ from typing import Any
 
 MAX_BYTES = 1_000_000
 MAX_LINE = 79
-MAX_SETUP_LINES = 12
+MAX_SETUP_LINES = 13
 MAX_IGNORED = 2
 MAX_IGNORED_IN_BOOK = 6
 IGNORE = "nbval-ignore-output"

@@ -144,7 +144,7 @@ FAULTS = {
     "second title": (set_cell(TITLE, source="# A\n\n# B"), "more than one title"),
     "two titles": (set_cell(HEADING, source="# Again"), "cell 3: has a title"),
     "sections": (set_cell(HEADING, source="### Deep"), "has no section"),
-    "long set-up": (set_cell(SETUP, source="import os\n" * 13), "more than 12 lines"),
+    "long set-up": (set_cell(SETUP, source="import os\n" * 14), "more than 13 lines"),
     "empty": (set_cell(NUMBER, source=" "), "cell 4: is empty"),
     "raw": (set_cell(HEADING, cell_type="raw"), "cell 3: is neither text nor code"),
 }
