@@ -4,13 +4,15 @@
     python -m experiments.trpo
 
 From "sft", five seeds. Both settings keep the mean KL on their batch within the radius.
-They differ in how far their step can be trusted: many questions, all rows in the Fisher
-matrix and a large damping, or few questions, few rows and a small one.
+They differ in four things at once: the radius, the rows of the Fisher matrix, the
+damping, and how a batch is made of questions and answers. So the eager setting is also
+run with one of the four at a time as the careful one has it.
 
 The promise of a step is the gain of the surrogate on the answers that it was computed
 from. It is kept if other answers of the old policy, to other questions, agree.
 """
 
+import json
 import time
 from typing import Any
 
@@ -31,6 +33,7 @@ from rl_notes.language import arithmetic
 from rl_notes.language.answers import answer
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
 from rl_notes.policies import TransformerPolicy, action_logprobs, states
+from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import trpo_update
 
@@ -38,6 +41,13 @@ SEEDS = range(5)
 MEASURED_AT = (0, 5, 10, 15)
 CAREFUL = {"groups": 64, "size": 8, "max_kl": 0.003, "damping": 1.0, "rows": None}
 EAGER = {"groups": 16, "size": 16, "max_kl": 0.005, "damping": 0.1, "rows": 32}
+# The eager setting, with one dial as in the careful one.
+DIALS = {
+    "radius": {**EAGER, "max_kl": 0.003},
+    "rows": {**EAGER, "rows": None},
+    "damping": {**EAGER, "damping": 1.0},
+    "batch": {**EAGER, "groups": 64, "size": 8},
+}
 DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 BATCHES = (16, 64)  # questions of 8 answers each
 FRESH = 256
@@ -137,20 +147,32 @@ def promises(seed: int) -> list[dict[str, float]]:
     return [{name: round(x, 7) for name, x in step.items()} for step in found]
 
 
+def kept() -> dict[str, Any]:
+    """What an earlier call has stored, to be gone on with."""
+    path = FOLDER / "trpo.json"
+    stored: dict[str, Any] = {"promises": [], "careful": [], "eager": [], "dials": {}}
+    if path.is_file():
+        stored |= json.loads(path.read_text(encoding="utf-8"))
+    for name in DIALS:
+        stored["dials"].setdefault(name, [])
+    settings = {"careful": CAREFUL, "eager": EAGER}
+    return stored | {"settings": settings, "dial_settings": DIALS}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    steps = [{"seed": seed, "steps": promises(seed)} for seed in tqdm(SEEDS)]
-    careful = [train(seed, CAREFUL) for seed in SEEDS]
-    eager = [train(seed, EAGER) for seed in SEEDS]
-    store(
-        "trpo",
-        {
-            "settings": {"careful": CAREFUL, "eager": EAGER},
-            "promises": steps,
-            "careful": careful,
-            "eager": eager,
-        },
-    )
+    results = kept()
+    earlier = results.pop("about", {}).get("cpu_seconds", 0)
+    arms = {"careful": CAREFUL, "eager": EAGER, **DIALS}
+    places = {"careful": results["careful"], "eager": results["eager"]}
+    places |= results["dials"]
+    for seed in SEEDS:
+        if seed not in [run["seed"] for run in results["promises"]]:
+            results["promises"].append({"seed": seed, "steps": promises(seed)})
+        for name, setting in arms.items():
+            if seed not in [run["seed"] for run in places[name]]:
+                places[name].append(train(seed, setting))
+                store("trpo", results, earlier=earlier)  # a stop loses one run
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ def test_trpo_has_five_seeds_of_both_settings_inside_their_radius():
         updates = [update for run in stored[name] for update in run["updates"]]
         assert all(0 <= u["kl_mean"] <= setting["max_kl"] for u in updates)
         assert any(u["accepted"] for u in updates)
+    # Each dial is the eager setting but for one thing that is as in the careful one.
+    careful, eager = stored["settings"]["careful"], stored["settings"]["eager"]
+    for name, setting in stored["dial_settings"].items():
+        assert seeds_of(stored["dials"][name]) == list(range(5))
+        other = {key for key in eager if setting[key] != eager[key]}
+        assert other in ({"max_kl"}, {"rows"}, {"damping"}, {"groups", "size"})
+        assert all(setting[key] == careful[key] for key in other)
 
 
 def test_ppo_has_five_seeds_of_every_arm_from_one_start():
@@ -270,6 +277,7 @@ def test_the_experiment_with_trpo_runs(experiment):
         MEASURED_AT=(0, 1),
         CAREFUL={**small, "rows": None},
         EAGER={**small, "rows": 3},
+        DIALS={"rows": {**small, "rows": None}},
         DAMPINGS=(1.0,),
         BATCHES=(4,),
         FRESH=4,
