@@ -42,7 +42,7 @@ MEASURED_AT = (0, 5, 10, 15)
 CAREFUL = {"groups": 64, "size": 8, "max_kl": 0.003, "damping": 1.0, "rows": None}
 EAGER = {"groups": 16, "size": 16, "max_kl": 0.005, "damping": 0.1, "rows": 32}
 # The eager setting, with one dial as in the careful one.
-DIALS = {
+DIALS: dict[str, dict[str, Any]] = {
     "radius": {**EAGER, "max_kl": 0.003},
     "rows": {**EAGER, "rows": None},
     "damping": {**EAGER, "damping": 1.0},
@@ -163,6 +163,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = kept()
     earlier = results.pop("about", {}).get("cpu_seconds", 0)
+
     arms = {"careful": CAREFUL, "eager": EAGER, **DIALS}
     places = {"careful": results["careful"], "eager": results["eager"]}
     places |= results["dials"]

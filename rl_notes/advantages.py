@@ -293,7 +293,7 @@ def _next_values(values: Tensor, trajectories: Trajectories) -> Tensor:
     """
     steps = values.shape[1]
     t = torch.arange(steps, device=values.device).expand(len(values), -1)
-    chosen = torch.nn.functional.pad(trajectories.mask, (0, 1), value=True)
+    chosen = torch.nn.functional.pad(trajectories.mask, (0, 1))
     inside = t < trajectories.lengths[:, None]
     stops = torch.where(chosen | ~inside, t, steps)
     following = stops.flip(1).cummin(dim=1).values.flip(1)[:, 1:]

@@ -38,7 +38,9 @@ from gate import PYTEST, ROOT, environment
 
 HOME = ROOT / "build" / "mutants"
 AREAS = ["equations", "updates", "maze", "language", "gate/test_device.py"]
-BOOK = [f"book/test_{name}.py" for name in ("exercises", "plotting", "results")]
+BOOK = [
+    f"book/test_{name}.py" for name in ("exercises", "plotting", "recipes", "results")
+]
 TESTS = [f"tests/{area}" for area in (*AREAS, *BOOK)]
 TYPES = "--jaxtyping-packages=rl_notes,beartype.beartype"
 PAIRS = ("mean sum", "max min", "any all", "maximum minimum", "argmax argmin")
@@ -226,9 +228,13 @@ def concerned(
 ) -> list[str]:
     """Return the tests that run the line, or the module if it is run on import."""
     tests = runs[mutant.path, mutant.line]
-    if not tests - {""}:
+    if not tests - {""}:  # run on import: whoever runs or names the module
         of_module = (found for (path, _), found in runs.items() if path == mutant.path)
         tests = set().union(*of_module)
+        name = Path(mutant.path).stem
+        files = {test.split("::")[0] for test in seconds}
+        naming = {f for f in files if name in (ROOT / f).read_text(encoding="utf-8")}
+        tests |= {test for test in seconds if test.split("::")[0] in naming}
     # Where even the module is imported before anyone looks, all tests are asked, and
     # the tests that read the code as a text always are.
     known = {test for test in tests if test in seconds} or set(seconds)

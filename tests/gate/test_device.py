@@ -31,7 +31,7 @@ def test_a_device_that_cannot_be_used_is_refused(monkeypatch, value):
         pick_device()
 
 
-MAKERS = "tensor zeros ones full empty arange linspace eye rand randn randint"
+MAKERS = "tensor zeros ones full empty arange linspace eye rand randn randint as_tensor"
 
 
 FILES = sorted((ROOT / "rl_notes").rglob("*.py"))

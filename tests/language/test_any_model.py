@@ -132,6 +132,19 @@ def test_an_encoder_and_decoder_is_refused():
         answer(model)
 
 
+class Fragile(GPT2LMHeadModel):
+    """A model that does not find its way around in its own cache."""
+
+    def forward(self, input_ids, **options):
+        raise IndexError("list index out of range")
+
+
+def test_a_model_that_breaks_as_it_is_run_is_named():
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, eos_token_id=2)
+    with pytest.raises(ValueError, match=r"Fragile raised IndexError.* out of range"):
+        answer(Fragile(config).eval())
+
+
 class Forgetful(GPT2LMHeadModel):
     """A model whose mask for prompts of different lengths does nothing."""
 

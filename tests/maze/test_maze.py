@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 
 import rl_notes  # noqa: F401 (registers the maze)
 from rl_notes.maze import MazeEnv, MazeVectorEnv
-from rl_notes.maze.drawing import NOSE, draw_maze, maze_text
+from rl_notes.maze.drawing import FLAG, NOSE, draw_maze, maze_text
 from rl_notes.maze.rules import perfect_maze
 
 ID = "rl_notes/Maze-v0"
@@ -340,6 +340,23 @@ def test_vector_equals_single_environments(mode, limit, slip):
     assert (seen > 0).all()  # the exit was reached and the limit too
 
 
+def test_who_edits_what_a_step_told_changes_nothing():
+    mine, theirs = (
+        MazeVectorEnv(3, size=2, max_episode_steps=2, autoreset_mode=SAME_STEP)
+        for _ in range(2)
+    )
+    for env in (mine, theirs):
+        env.reset(seed=0)
+    for _ in range(6):
+        *found, infos = mine.step(np.zeros(3, dtype=int))
+        *expected, told = theirs.step(np.zeros(3, dtype=int))
+        assert all(map(np.array_equal, found, expected))
+        assert infos.keys() == told.keys()
+        for value in infos.values():
+            if isinstance(value, np.ndarray) and value.dtype == bool:
+                value[:] = ~value
+
+
 @pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP])
 def test_vector_seeds_as_gymnasium_does(mode):
     ours, theirs = pair(4, mode, limit=20, slip=0.5)
@@ -553,6 +570,15 @@ def test_text_of_one_maze():
         text = maze_text(cast(MazeEnv, env.unwrapped).walls, state_of(4, 2, 1, heading))
         assert text == GOLDEN.replace("<", arrow)
     assert maze_text(cast(MazeEnv, env.unwrapped).walls) == GOLDEN.replace("<", " ")
+
+
+def test_beside_a_robot_the_flag_at_the_exit_is_half_as_large():
+    walls = perfect_maze(3, 0)
+    heights = []
+    for state in (None, 4 * 8 + EAST):
+        rows, _ = np.nonzero((draw_maze(walls, state) == FLAG).all(axis=2))
+        heights.append(np.ptp(rows) + 1)
+    assert heights[1] == pytest.approx(heights[0] / 2, abs=2)
 
 
 def test_pictures_show_robot_heading_and_exit():

@@ -206,6 +206,13 @@ class Coin(nn.Module):
         return torch.zeros(*observations.shape[:2], 4)
 
 
+class Forgetful(Coin):
+    """It answers all but the last row."""
+
+    def forward(self, observations):
+        return super().forward(observations)[:-1]
+
+
 def test_a_policy_without_parameters_acts():
     env = gymnasium.make_vec("FrozenLake-v1", num_envs=4)
     batch = play(env, Coin())
@@ -217,6 +224,8 @@ def test_what_a_policy_gives_must_be_logits():
     env = gymnasium.make_vec("FrozenLake-v1", num_envs=4)
     with pytest.raises(ValueError, match=r"shape \(4, 1\) .* needed: \[4, 1, 4\]"):
         play(env, nn.Identity())
+    with pytest.raises(ValueError, match=r"shape \(3, 1, 4\) .* needed: \[4, 1, 4\]"):
+        play(env, Forgetful())
 
 
 # Environments
