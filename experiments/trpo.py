@@ -39,8 +39,20 @@ from rl_notes.updates import trpo_update
 
 SEEDS = range(5)
 MEASURED_AT = (0, 5, 10, 15)
-CAREFUL = {"groups": 64, "size": 8, "max_kl": 0.003, "damping": 1.0, "rows": None}
-EAGER = {"groups": 16, "size": 16, "max_kl": 0.005, "damping": 0.1, "rows": 32}
+CAREFUL: dict[str, Any] = {
+    "groups": 64,
+    "size": 8,
+    "max_kl": 0.003,
+    "damping": 1.0,
+    "rows": None,
+}
+EAGER: dict[str, Any] = {
+    "groups": 16,
+    "size": 16,
+    "max_kl": 0.005,
+    "damping": 0.1,
+    "rows": 32,
+}
 # The eager setting, with one dial as in the careful one.
 DIALS: dict[str, dict[str, Any]] = {
     "radius": {**EAGER, "max_kl": 0.003},
