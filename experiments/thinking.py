@@ -14,9 +14,13 @@ Measured on held-out questions: what `measure` says, and how far the model has g
 must not.
 
 Besides, the three lessons of the "grpo" checkpoint: the share of right answers in each
-update. They alone take about forty minutes.
+update. They alone take about forty minutes. And what the first of them left to learn,
+on held-out questions that were drawn when every model was there already.
+
+What is there already is kept and not run again: delete the results to begin anew.
 """
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -45,6 +49,7 @@ from rl_notes.policies import (
     action_logprobs,
     states,
 )
+from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
@@ -58,6 +63,7 @@ ROUNDS = 10  # updates by whatever is put beside GRPO
 LESSONS = curriculum.UPDATES
 TOO_LARGE, TOO_LARGE_UPDATES = ("3e-4", "1e-3"), 5
 EXAM = 500  # questions for what `measure` does not say
+FRESH, FRESH_SEED = 4000, 20261127  # held-out questions that no decision has seen
 SHOWN = ("What is 40+92?", "What is 362+98?", "What is 2468+1384?")  # held out
 TRIES = 4  # answers to each of these that are kept
 
@@ -284,21 +290,58 @@ def along_the_lessons() -> list[list[float]]:
     return [[round(share, 4) for share in lesson] for lesson in found]
 
 
+def after_the_first_lesson() -> dict[str, Any]:
+    """What the model still got wrong then: shares of the likeliest answers."""
+    model = fresh_sft()
+    right = curriculum.learn_from_the_rule(
+        model,
+        curriculum.any_kind,
+        updates=LESSONS[0],
+        generator=seeded(curriculum.SEEDS[0]),
+    )
+    asked = arithmetic.questions(FRESH, held_out=True, generator=seeded(FRESH_SEED))
+    alike = torch.tensor([curriculum.is_long_with_a_carry(text) for text in asked])
+    found = {}
+    for name, temperature in (("greedy", curriculum.GREEDY), ("sampled", 1.0)):
+        policy = TransformerPolicy(model, temperature)
+        texts = answer(policy, asked, generator=seeded(FRESH_SEED)).texts
+        wrong = 1 - torch.tensor(arithmetic.accuracy_reward(asked, texts))
+        found[f"{name}_wrong"] = round(wrong.mean().item(), 4)
+        mistakes = alike[wrong == 1].float()
+        found[f"{name}_wrong_alike"] = round(mistakes.mean().item(), 4)
+    return {
+        "questions": FRESH,
+        "alike": round(alike.float().mean().item(), 4),
+        **found,
+        "right_in_the_last_ten_updates": [round(share, 4) for share in right[-10:]],
+    }
+
+
+def kept() -> dict[str, Any]:
+    """What an earlier call has stored, to be gone on with."""
+    path = FOLDER / "thinking.json"
+    stored: dict[str, Any] = {}
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored | {"questions": QUESTIONS, "size": SIZE, "learning_rate": RATE}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    before = examine(fresh_sft())
-    others = [beside(seed, before) for seed in SEEDS]
-    store(
-        "thinking",
-        {
-            "questions": QUESTIONS,
-            "size": SIZE,
-            "learning_rate": RATE,
-            "grpo": [long_run(seed, before) for seed in SEEDS],
-            "lessons": along_the_lessons(),
-            **{name: [runs[name] for runs in others] for name in others[0]},
-        },
-    )
+    results = kept()
+    earlier = results.pop("about", {}).get("cpu_seconds", 0)
+    if "grpo" not in results:
+        before = examine(fresh_sft())
+        others = [beside(seed, before) for seed in SEEDS]
+        results["grpo"] = [long_run(seed, before) for seed in SEEDS]
+        results |= {name: [runs[name] for runs in others] for name in others[0]}
+        store("thinking", results, earlier=earlier)
+    if "lessons" not in results:
+        results["lessons"] = along_the_lessons()
+        store("thinking", results, earlier=earlier)
+    if "first_lesson" not in results:
+        results["first_lesson"] = after_the_first_lesson()
+        store("thinking", results, earlier=earlier)
 
 
 if __name__ == "__main__":

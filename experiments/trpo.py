@@ -122,6 +122,19 @@ def train(seed: int, setting: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def of_the_largest_ratio(
+    ratio: Tensor, batch: Trajectories, advantages: Tensor
+) -> dict[str, float]:
+    """The token that grew most: its ratio, old probability, and share of the gain."""
+    gains = torch.where(batch.mask, surrogate(ratio - 1, advantages), 0)
+    place = int(torch.where(batch.mask, ratio, 0).argmax())
+    return {
+        "ratio_max": ratio.flatten()[place].item(),
+        "probability_before": batch.logprobs.flatten()[place].exp().item(),
+        "share_of_gain": (gains.flatten()[place] / gains.sum()).item(),
+    }
+
+
 def promises(seed: int) -> list[dict[str, float]]:
     """First steps from "sft": gain and KL on their own answers, and on others."""
     found = []
@@ -144,12 +157,16 @@ def promises(seed: int) -> list[dict[str, float]]:
             with torch.no_grad():
                 kl = kl_exact(old_logits, policy(states(fresh)))
                 moved = importance_ratio(action_logprobs(policy, fresh), fresh.logprobs)
+                here = importance_ratio(action_logprobs(policy, batch), batch.logprobs)
             gain = surrogate(moved - 1, advantages_of(fresh, fresh_scores, 8))
             found.append(
                 {
                     "answers": 8 * groups,
                     "damping": damping,
                     "gain": stats.improvement,
+                    **of_the_largest_ratio(
+                        here, batch, advantages_of(batch, scores, 8)
+                    ),
                     "fresh_gain": mean_over_tokens(gain, fresh.mask).item(),
                     "kl": stats.kl_mean,
                     "fresh_kl": mean_over_tokens(kl, fresh.mask).item(),
@@ -182,6 +199,7 @@ def main() -> None:
     for seed in SEEDS:
         if seed not in [run["seed"] for run in results["promises"]]:
             results["promises"].append({"seed": seed, "steps": promises(seed)})
+            store("trpo", results, earlier=earlier)
         for name, setting in arms.items():
             if seed not in [run["seed"] for run in places[name]]:
                 places[name].append(train(seed, setting))

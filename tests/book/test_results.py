@@ -189,6 +189,9 @@ def test_the_second_lesson_is_a_plateau_and_then_a_rise():
     """As its figure in the book shows, and its words say."""
     stored = results.load("thinking")["lessons"]
     assert [len(lesson) for lesson in stored] == [*curriculum.UPDATES]
+    # What the first lesson left was measured on a model that was trained again.
+    again = results.load("thinking")["first_lesson"]["right_in_the_last_ten_updates"]
+    assert again == stored[0][-10:]
     tens = [statistics.mean(stored[1][k : k + 10]) for k in range(0, 220, 10)]
     assert all(0.24 < mean < 0.32 for mean in tens[:12])
     assert 0.3 < tens[13] < 0.4
@@ -409,11 +412,14 @@ def test_the_experiment_with_thinking_runs(experiment):
         ROUNDS=2,
         TOO_LARGE_UPDATES=1,
         EXAM=40,
+        FRESH=40,
         LESSONS=(1, 1, 1),
     )
     stored = results.load("thinking")
     assert made.keys() == stored.keys()
     assert [len(lesson) for lesson in made["lessons"]] == [1, 1, 1]
+    assert made["first_lesson"].keys() == stored["first_lesson"].keys()
+    assert made["first_lesson"]["right_in_the_last_ten_updates"] == made["lessons"][0]
     names = [name for name in stored if isinstance(stored[name], list)]
     names.remove("lessons")
     for mine, theirs in [(made[name][0], stored[name][0]) for name in names]:
