@@ -5,10 +5,12 @@ notebooks readable in Jupyter, in Colab and in the book alike. Each rule yields
 sentences that say where the fault is and what to do.
 """
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ def notebook_faults(path: Path) -> list[str]:
             count += 1
             found += run_faults(cell, count)
             found += code_faults(cell)
+            found += room_faults(cell)
             found += output_faults(cell)
         elif cell["cell_type"] == "markdown":
             found += text_faults(cell, first=number == 1)
@@ -206,6 +209,38 @@ def code_faults(cell: Cell) -> Iterator[str]:
     code = [line for line in lines if not line.lstrip().startswith("#")]
     if "\n".join(code).rstrip().endswith(";"):
         yield "ends with `;`, which only hides the output in Jupyter: write `_ = ...`"
+
+
+def room_faults(cell: Cell) -> Iterator[str]:
+    """Two results in one print are compared: their rooms must not swallow that."""
+    lines = source(cell).splitlines()
+    code = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a magic within a block; such cells print no result
+        return
+    for call in ast.walk(tree):
+        if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "print"):
+            continue
+        rooms = [room for part in ast.walk(call) if (room := room_of(part))]
+        for (one, its), (other, whose) in combinations(rooms, 2):
+            if one != other and abs(one - other) <= its + whose:
+                yield (
+                    f"prints {one} within {its} and {other} within {whose} in one line:"
+                    " the rooms swallow the difference"
+                )
+
+
+def room_of(node: ast.AST) -> tuple[float, float] | None:
+    """Return what `about` expects and within which room, where both are written out."""
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "about"):
+        return None
+    written = [*node.args[1:2], *(word.value for word in node.keywords)]
+    try:
+        expected, within = (float(ast.literal_eval(part)) for part in written)
+    except (ValueError, TypeError):
+        return None
+    return expected, within
 
 
 def text_faults(cell: Cell, *, first: bool) -> Iterator[str]:

@@ -19,14 +19,16 @@ from run_notebooks import run_cells
 # Runs before the first cell, so that the notebook imports an `about` that writes down
 # what it was asked.
 NOTED = """
-import json, os
-from rl_notes import numbers
-numbers.plain = numbers.about
-def about(value, expected, *, within):
-    with open(os.environ["ROOMS"], "a", encoding="utf-8") as file:
-        file.write(json.dumps([float(value), expected, within]) + chr(10))
-    return numbers.plain(value, expected, within=within)
-numbers.about = about
+def noted():
+    import json, os
+    from rl_notes import numbers
+    plain = numbers.about
+    def about(value, expected, *, within):
+        with open(os.environ["ROOMS"], "a", encoding="utf-8") as file:
+            file.write(json.dumps([float(value), expected, within]) + chr(10))
+        return plain(value, expected, within=within)
+    numbers.about = about
+noted()
 """
 
 

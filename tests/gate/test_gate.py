@@ -145,6 +145,13 @@ FAULTS = {
     "two titles": (set_cell(HEADING, source="# Again"), "cell 3: has a title"),
     "sections": (set_cell(HEADING, source="### Deep"), "has no section"),
     "long set-up": (set_cell(SETUP, source="import os\n" * 14), "more than 13 lines"),
+    "narrow difference": (
+        set_cell(
+            NUMBER,
+            source="print(about(a, 0.62, within=0.03), about(b, 0.66, within=0.03))",
+        ),
+        "the rooms swallow the difference",
+    ),
     "empty": (set_cell(NUMBER, source=" "), "cell 4: is empty"),
     "raw": (set_cell(HEADING, cell_type="raw"), "cell 3: is neither text nor code"),
 }
