@@ -63,6 +63,7 @@ DIALS: dict[str, dict[str, Any]] = {
 DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 BATCHES = (16, 64)  # questions of 8 answers each
 FRESH = 256
+EXAM = 1000  # questions for the share that is right with its work shown
 
 
 def advantages_of(trajectories: Trajectories, scores: Tensor, size: int) -> Tensor:
@@ -73,7 +74,7 @@ def advantages_of(trajectories: Trajectories, scores: Tensor, size: int) -> Tens
 
 def right_with_work(model: Any) -> float:
     """Of the answers that show their work, the share that is right. Held-out."""
-    asked = arithmetic.questions(1000, held_out=True, generator=seeded(9))
+    asked = arithmetic.questions(EXAM, held_out=True, generator=seeded(9))
     policy = TransformerPolicy(model)
     _, prompts, answers = answer(policy, asked, group_size=4, generator=seeded(12))
     right = torch.tensor(arithmetic.accuracy_reward(prompts, answers))

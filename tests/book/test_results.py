@@ -286,6 +286,7 @@ def test_the_experiment_with_trpo_runs(experiment):
         DAMPINGS=(1.0,),
         BATCHES=(4,),
         FRESH=4,
+        EXAM=20,
     )
     stored = results.load("trpo")
     assert made.keys() == stored.keys()
