@@ -73,6 +73,15 @@ def measure(
     return {name: round(share, 4) for name, share in shares.items()}
 
 
+def stored_before(name: str) -> dict[str, Any]:
+    """What an earlier call has stored, to be gone on with; nothing at first."""
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def store(name: str, results: dict[str, Any], *, earlier: float = 0) -> None:
     """Write NAME.json into the package, with how it was made.
 

@@ -13,7 +13,6 @@ answers of a large model far less than ours move. So it is a hundred times wider
 What is there already is kept and not run again: delete the results to begin anew.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -32,6 +31,7 @@ from experiments.answers import (
     sample_scored,
     seeded,
     store,
+    stored_before,
 )
 from rl_notes.advantages import group_relative, has_spread, leave_one_out, per_step
 from rl_notes.objectives import (
@@ -44,7 +44,6 @@ from rl_notes.objectives import (
     token_clip,
 )
 from rl_notes.policies import TransformerPolicy
-from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
@@ -201,9 +200,7 @@ def train(seed: int, variant: Variant, before: dict[str, float]) -> dict[str, An
 
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
-    path = FOLDER / f"{NAME}.json"
-    if path.is_file():
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if stored := stored_before(NAME):
         return stored
     before = measure(fresh_sft(), questions=EXAM)
     settings = {

@@ -15,7 +15,6 @@ What is there already is kept and not run again: delete the results to begin ane
 """
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.answers import fresh_sft, measure, sample_scored, seeded, store
+from experiments.answers import (
+    fresh_sft,
+    measure,
+    sample_scored,
+    seeded,
+    store,
+    stored_before,
+)
 from experiments.ppo import VALUE_FIT, WARM_UP, Critic, first_critic
 from rl_notes import dynamic_programming as dp
 from rl_notes.advantages import (
@@ -40,7 +46,6 @@ from rl_notes.divergences import kl_exact
 from rl_notes.maze import MazeEnv
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import MLPPolicy, TabularValue, TransformerPolicy, states
-from rl_notes.results import FOLDER
 from rl_notes.rollouts import rollout
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update, ppo_update, reinforce_update, trpo_update
@@ -258,9 +263,7 @@ def train_model(
 
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
-    path = FOLDER / f"{NAME}.json"
-    if path.is_file():
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if stored := stored_before(NAME):
         return stored
     return {
         "settings": {

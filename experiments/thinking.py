@@ -20,7 +20,6 @@ on held-out questions that were drawn when every model was there already.
 What is there already is kept and not run again: delete the results to begin anew.
 """
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +37,7 @@ from experiments.answers import (
     sample_scored,
     seeded,
     store,
+    stored_before,
 )
 from rl_notes.advantages import group_relative, has_spread, per_step
 from rl_notes.divergences import entropy, kl_exact
@@ -49,7 +49,6 @@ from rl_notes.policies import (
     action_logprobs,
     states,
 )
-from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
@@ -319,11 +318,8 @@ def after_the_first_lesson() -> dict[str, Any]:
 
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
-    path = FOLDER / "thinking.json"
-    stored: dict[str, Any] = {}
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored | {"questions": QUESTIONS, "size": SIZE, "learning_rate": RATE}
+    settings = {"questions": QUESTIONS, "size": SIZE, "learning_rate": RATE}
+    return stored_before("thinking") | settings
 
 
 def main() -> None:

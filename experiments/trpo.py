@@ -12,7 +12,6 @@ The promise of a step is the gain of the surrogate on the answers that it was co
 from. It is kept if other answers of the old policy, to other questions, agree.
 """
 
-import json
 import time
 from typing import Any
 
@@ -27,13 +26,13 @@ from experiments.answers import (
     sample_scored,
     seeded,
     store,
+    stored_before,
 )
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic
 from rl_notes.language.answers import answer
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
 from rl_notes.policies import TransformerPolicy, action_logprobs, states
-from rl_notes.results import FOLDER
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates import trpo_update
 
@@ -179,10 +178,8 @@ def promises(seed: int) -> list[dict[str, float]]:
 
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
-    path = FOLDER / "trpo.json"
     stored: dict[str, Any] = {"promises": [], "careful": [], "eager": [], "dials": {}}
-    if path.is_file():
-        stored |= json.loads(path.read_text(encoding="utf-8"))
+    stored |= stored_before("trpo")
     for name in DIALS:
         stored["dials"].setdefault(name, [])
     settings = {"careful": CAREFUL, "eager": EAGER}

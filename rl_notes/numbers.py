@@ -7,7 +7,7 @@ __all__ = ["about"]
 
 
 def about(value: SupportsFloat, expected: float | int, *, within: float | int) -> str:
-    """Print a result with its tolerance: the book's number where it is found again.
+    """Format a result with its tolerance: the book's number where it is found again.
 
     Floating point differs a little between processors, and training makes little
     differences larger. So a result of learning comes with the room that it needs:

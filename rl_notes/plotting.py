@@ -228,6 +228,65 @@ def plot_curves(
     return ax
 
 
+def plot_diagram(
+    boxes: Mapping[str, tuple[float, float, str]],
+    arrows: Mapping[tuple[str, str], str],
+    ax: Axes,
+    *,
+    bold: Sequence[str] = (),
+) -> Axes:
+    """Diagram of boxes and arrows: a graph, a loop, a backup diagram.
+
+    Args:
+        boxes: By name, where the middle of each box is, x and y, and its text.
+        arrows: By the names of the boxes that it joins, the label of each arrow.
+            Two arrows between the same boxes bend away from each other.
+        ax: Where to draw. It gets a margin of 1 around the middles of the boxes.
+        bold: The names of the boxes with a thick edge.
+    """
+    places = {name: (x, y) for name, (x, y, _) in boxes.items()}
+    drawn = {}
+    for name, (x, y, text) in boxes.items():
+        edge = {"edgecolor": BLACK, "linewidth": 2.5 if name in bold else 1.0}
+        style = {"boxstyle": "round,pad=0.5", "facecolor": "white", **edge}
+        drawn[name] = ax.text(x, y, text, ha="center", va="center", bbox=style)
+    xs, ys = np.array(list(places.values())).T
+    ax.set(xlim=(xs.min() - 1, xs.max() + 1), ylim=(ys.min() - 1, ys.max() + 1))
+    ax.axis("off")
+    for (start, end), label in arrows.items():
+        bend = 0.25 if (end, start) in arrows else 0.0
+        style = {
+            "arrowstyle": "-|>",
+            "color": BLACK,
+            "linewidth": 1.5,
+            "mutation_scale": 16,
+            "connectionstyle": f"arc3,rad={bend}",
+            "patchA": drawn[start].get_bbox_patch(),
+            "patchB": drawn[end].get_bbox_patch(),
+        }
+        arrow = ax.annotate("", places[end], places[start], arrowprops=style)
+        arrow.set_zorder(4)  # after the boxes, since it ends where they are drawn
+        if label:
+            _label(ax, label, places[start], places[end], bend)
+    return ax
+
+
+def _label(
+    ax: Axes,
+    text: str,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    bend: float,
+) -> None:
+    """Write on the middle of an arrow, on the arc that matplotlib draws for a bend."""
+    to_pixels = ax.transData
+    (x0, y0), (x1, y1) = to_pixels.transform([start, end])
+    middle = (x0 + x1) / 2 + bend / 2 * (y1 - y0), (y0 + y1) / 2 - bend / 2 * (x1 - x0)
+    x, y = to_pixels.inverted().transform(middle)
+    ground = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+    ax.text(x, y, text, ha="center", va="center", fontsize=10, zorder=5, bbox=ground)
+
+
 def _pixels(figure: Figure) -> ndarray:
     """Draw a figure and close it: [H, W, 3] of uint8 on a white ground."""
     buffer = io.BytesIO()

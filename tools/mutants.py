@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from difflib import unified_diff
 from pathlib import Path
 from queue import SimpleQueue
 from xml.etree import ElementTree
@@ -38,9 +39,8 @@ from gate import PYTEST, ROOT, environment
 
 HOME = ROOT / "build" / "mutants"
 AREAS = ["equations", "updates", "maze", "language", "gate/test_device.py"]
-BOOK = [
-    f"book/test_{name}.py" for name in ("exercises", "plotting", "recipes", "results")
-]
+NAMES = "exercises numbers plotting recipes results"
+BOOK = [f"book/test_{name}.py" for name in NAMES.split()]
 TESTS = [f"tests/{area}" for area in (*AREAS, *BOOK)]
 TYPES = "--jaxtyping-packages=rl_notes,beartype.beartype"
 PAIRS = ("mean sum", "max min", "any all", "maximum minimum", "argmax argmin")
@@ -73,15 +73,8 @@ class Mutant:
         """Return the change as a reader sees it: the old lines and the new ones."""
         old = (ROOT / self.path).read_text(encoding="utf-8")
         before, after = old.splitlines(), self.applied(old).splitlines()
-        same = next(
-            (k for k, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
-            0,
-        )
-        rest = min(len(before), len(after)) - same
-        tail = next((k for k in range(rest) if before[-1 - k] != after[-1 - k]), rest)
-        lines = [f"- {line.strip()}" for line in before[same : len(before) - tail]]
-        lines += [f"+ {line.strip()}" for line in after[same : len(after) - tail]]
-        return "\n    ".join([f"{self.path}:{self.line}  {self.kind}", *lines])
+        lines = [line for line in unified_diff(before, after, n=0) if line[0] in "+-"]
+        return "\n    ".join([f"{self.path}:{self.line}  {self.kind}", *lines[2:]])
 
 
 def offsets(source: str) -> list[int]:

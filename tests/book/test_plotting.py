@@ -191,6 +191,22 @@ def opened(data, kind):
     return Image.open(io.BytesIO(data[kind]))
 
 
+def test_a_diagram_joins_its_boxes_by_labelled_arrows(ax):
+    boxes = {"agent": (0, 0, "the agent"), "world": (4, 0, "the world")}
+    arrows = {("agent", "world"): "action", ("world", "agent"): "reward"}
+    assert plotting.plot_diagram(boxes, arrows, ax, bold=["agent"]) is ax
+    ax.figure.draw_without_rendering()
+    texts = {text.get_text(): text for text in ax.texts if text.get_text()}
+    assert set(texts) == {"the agent", "the world", "action", "reward"}
+    extent = {name: text.get_window_extent() for name, text in texts.items()}
+    assert extent["action"].y1 < extent["the agent"].y0  # each arrow has its own side
+    assert extent["reward"].y0 > extent["the agent"].y1
+    thick, thin = (texts[f"the {name}"].get_bbox_patch() for name in boxes)
+    assert thick.get_linewidth() > thin.get_linewidth()
+    heads = [text for text in ax.texts if not text.get_text()]
+    assert [(*head.xyann, *head.xy) for head in heads] == [(0, 0, 4, 0), (4, 0, 0, 0)]
+
+
 def test_a_figure_is_shown_with_its_alternative_text_and_closed(shown):
     figure, axes = plt.subplots(figsize=(2, 1))
     axes.axis("off")

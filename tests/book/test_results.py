@@ -250,7 +250,6 @@ def experiment(monkeypatch, tmp_path):
             monkeypatch.setattr(module, constant, value)
         few = partial(measure, questions=6, size=8)
         monkeypatch.setattr(module, "measure", few, raising=False)
-        monkeypatch.setattr(module, "FOLDER", tmp_path, raising=False)
         module.main()
         return json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
 
