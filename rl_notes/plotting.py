@@ -229,7 +229,7 @@ def plot_curves(
 
 
 def plot_diagram(
-    boxes: Mapping[str, tuple[float, float, str]],
+    boxes: Mapping[str, tuple[float | int, float | int, str]],
     arrows: Mapping[tuple[str, str], str],
     ax: Axes,
     *,
@@ -274,8 +274,8 @@ def plot_diagram(
 def _label(
     ax: Axes,
     text: str,
-    start: tuple[float, float],
-    end: tuple[float, float],
+    start: tuple[float | int, float | int],
+    end: tuple[float | int, float | int],
     bend: float,
 ) -> None:
     """Write on the middle of an arrow, on the arc that matplotlib draws for a bend."""

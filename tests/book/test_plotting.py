@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
+from matplotlib.text import Annotation
 from PIL import Image
 
 from rl_notes import plotting
@@ -203,7 +204,7 @@ def test_a_diagram_joins_its_boxes_by_labelled_arrows(ax):
     assert extent["reward"].y0 > extent["the agent"].y1
     thick, thin = (texts[f"the {name}"].get_bbox_patch() for name in boxes)
     assert thick.get_linewidth() > thin.get_linewidth()
-    heads = [text for text in ax.texts if not text.get_text()]
+    heads = of_kind(ax, Annotation)
     assert [(*head.xyann, *head.xy) for head in heads] == [(0, 0, 4, 0), (4, 0, 0, 0)]
 
 
