@@ -9,6 +9,7 @@ log-probabilities of the policy as it is and as it sampled, the advantages and t
 any such function can be the objective of `grpo_update`.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -302,6 +303,48 @@ def preference_loss(
         "rejected_scores", rejected_scores, chosen_scores, each="score per pair"
     )
     return -torch.nn.functional.logsigmoid(chosen_scores - rejected_scores)
+
+
+def dpo_loss(
+    logprobs_chosen: Float[Tensor, " N"],
+    logprobs_rejected: Float[Tensor, " N"],
+    reference_logprobs_chosen: Float[Tensor, " N"],
+    reference_logprobs_rejected: Float[Tensor, " N"],
+    *,
+    beta: float | int,
+) -> Float[Tensor, " N"]:
+    """Direct preference optimization, loss per pair (dpo). Minimised.
+
+    How badly the policy's own log-ratio to the reference explains a choice.
+
+    -log sigmoid(beta log(pi(chosen) / pi_ref(chosen))
+                 - beta log(pi(rejected) / pi_ref(rejected)))
+
+    The (preference) loss with beta times the log-ratio in the place of the score. The
+    policy with the highest score less beta KL(pi || pi_ref) has score = beta log-ratio
+    + beta log Z, and log Z, the same for both answers to a question, cancels (Rafailov
+    et al. 2023, https://arxiv.org/abs/2305.18290, equation 7).
+
+    All log-probabilities are those of whole answers, sums over their tokens. At the
+    reference the loss is log 2, and its gradient is -beta / 2 at the chosen answer and
+    beta / 2 at the rejected one. The reference's are numbers, not functions of the
+    parameters: detach them if they were computed with gradients.
+    """
+    for name, x in [
+        ("logprobs_rejected", logprobs_rejected),
+        ("reference_logprobs_chosen", reference_logprobs_chosen),
+        ("reference_logprobs_rejected", reference_logprobs_rejected),
+    ]:
+        _require_same_shape(name, x, logprobs_chosen, each="log-probability per pair")
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(
+            f"beta must be a positive number, such as 0.1, but it is {beta}. It is the "
+            "price of a nat of divergence from the reference."
+        )
+    return preference_loss(
+        beta * (logprobs_chosen - reference_logprobs_chosen),
+        beta * (logprobs_rejected - reference_logprobs_rejected),
+    )
 
 
 def _require_same_shape(

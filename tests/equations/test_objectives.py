@@ -10,6 +10,7 @@ from batches import seeded
 from rl_notes.objectives import (
     cispo,
     clipped_surrogate,
+    dpo_loss,
     importance_ratio,
     mean_over_sequences,
     mean_over_tokens,
@@ -546,3 +547,101 @@ def test_scores_of_different_pairs_are_not_compared(shape):
     message = r"^rejected_scores has shape .*one score per pair is needed: \[3\]"
     with pytest.raises(ValueError, match=message):
         preference_loss(torch.zeros(3), torch.zeros(shape))
+
+
+def test_the_dpo_loss_and_its_gradient_by_hand():
+    """With beta 1/2, log-ratios that differ by 2 log 3 are odds of 3 to 1."""
+    nine = math.log(9)
+    logprobs = torch.tensor([[-1, -5, -3], [-2, -4, -3]], dtype=torch.float64)
+    reference = torch.tensor(
+        [[-1 - nine, -5, -7], [-2, -4 - nine, -7]], dtype=torch.float64
+    )
+    chosen, rejected = (part.requires_grad_() for part in logprobs)
+    loss = dpo_loss(chosen, rejected, reference[0], reference[1], beta=0.5)
+    assert loss.tolist() == pytest.approx([math.log(4 / 3), math.log(4), math.log(2)])
+    loss.sum().backward()
+    # beta times the probability of the choice that was not made.
+    expected = [-1 / 8, -3 / 8, -1 / 4]
+    assert chosen.grad.tolist() == pytest.approx(expected, abs=1e-12)
+    assert rejected.grad.tolist() == pytest.approx([1 / 8, 3 / 8, 1 / 4], abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.05, 1, 3.0])
+def test_dpo_is_the_preference_loss_of_the_log_ratios(beta):
+    chosen, rejected, ref_chosen, ref_rejected = torch.randn(
+        4, 7, generator=seeded(0), dtype=torch.float64
+    )
+    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+    scores = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    torch.testing.assert_close(loss, preference_loss(*scores), rtol=1e-12, atol=0)
+    # A pair that the reference finds harder, both answers alike, is the same pair.
+    harder = dpo_loss(chosen, rejected, ref_chosen - 4, ref_rejected - 4, beta=beta)
+    torch.testing.assert_close(harder, loss, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 1.0, 10.0])
+def test_the_optimum_of_dpo_is_the_tilted_reference(beta):
+    """Exact Bradley-Terry choices of every pair, and the policy a table."""
+    scores = torch.tensor([1.0, 0.4, -0.5, 2.0, 0.1], dtype=torch.float64)
+    reference = torch.tensor([0.5, 0.25, 0.148, 0.002, 0.1], dtype=torch.float64).log()
+    preferred = (scores[:, None] - scores).sigmoid()  # the row to the column
+    rows, columns = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
+
+    def policy(free):  # the logit of the last answer stays 0
+        return torch.cat([free, torch.zeros(1).double()]).log_softmax(0)
+
+    def expected_loss(free):
+        pairs = [
+            x[at.flatten()] for x in (policy(free), reference) for at in (rows, columns)
+        ]
+        return (preferred.flatten() * dpo_loss(*pairs, beta=beta)).mean()
+
+    tilted = (reference + scores / beta).log_softmax(0)
+    free = reference[:-1] - reference[-1]
+    for _ in range(60):  # Newton's method, damped until the step makes it smaller
+        slope = torch.autograd.functional.jacobian(expected_loss, free)
+        curvature = torch.autograd.functional.hessian(expected_loss, free)
+        step = torch.linalg.solve(curvature, slope)
+        while expected_loss(free - step) > expected_loss(free) + 1e-15:
+            step = step / 2
+        free = free - step
+    torch.testing.assert_close(policy(free), tilted, rtol=0, atol=1e-9)
+    # And the implicit scores differ as the scores do.
+    implicit = beta * (policy(free) - reference)
+    found, expected = implicit - implicit[0], scores - scores[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_pair_of_dpo_says_nothing_of_other_answers():
+    """Not even through the softmax: the normaliser cancels in the pair."""
+    z = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    logprobs, reference = z.log_softmax(0), torch.zeros(3, dtype=torch.float64)
+    dpo_loss(
+        logprobs[:1], logprobs[1:2], reference[:1], reference[1:2], beta=0.3
+    ).sum().backward()
+    slope = 0.3 / (1 + math.exp(0.3 * 1.5))
+    assert z.grad.tolist() == pytest.approx([-slope, slope, 0], abs=1e-15)
+
+
+@pytest.mark.usefixtures("as_a_reader_runs_it")
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 3), (4,), ()])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (1, "logprobs_rejected"),
+        (2, "reference_logprobs_chosen"),
+        (3, "reference_logprobs_rejected"),
+    ],
+)
+def test_log_probabilities_of_different_pairs_are_not_compared(place, name, shape):
+    given = [torch.zeros(3)] * 4
+    given[place] = torch.zeros(shape)
+    message = rf"^{name} has shape .*one log-probability per pair is needed: \[3\]"
+    with pytest.raises(ValueError, match=message):
+        dpo_loss(*given, beta=0.1)
+
+
+@pytest.mark.parametrize("beta", [0, -0.1, NAN, INF])
+def test_dpo_needs_a_price(beta):
+    with pytest.raises(ValueError, match="beta must be a positive number"):
+        dpo_loss(*[torch.zeros(2)] * 4, beta=beta)
