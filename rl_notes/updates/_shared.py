@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rl_notes.parallel import from_first, require_bare, together
 from rl_notes.policies import rounding_of_logprobs
 from rl_notes.trajectories import Trajectories
 
@@ -49,6 +50,7 @@ def require_per_step(
         raise ValueError(f"{name} holds a value that is not finite.")
 
 
+@together()
 def require_update(  # noqa: PLR0913 (most are numbers)
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -89,6 +91,7 @@ def require_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str = "policy"
 ) -> None:
     """Raise unless the optimizer moves a weight of this very module."""
+    require_bare(module)
     weights = {id(w) for w in module.parameters() if w.requires_grad}
     held = {id(w) for group in optimizer.param_groups for w in group["params"]}
     if not weights:
@@ -175,10 +178,10 @@ def all_or_nothing(
 def shuffled(
     in_batch: Bool[Tensor, " N"], generator: torch.Generator
 ) -> Int[Tensor, " M"]:
-    """The indices of these rows, in random order."""
+    """The indices of these rows in random order, on all processes the same."""
     rows = in_batch.nonzero()[:, 0]
     order = torch.randperm(len(rows), generator=generator, device=generator.device)
-    return rows[order.to(rows.device)]
+    return rows[from_first(order).to(rows.device)]
 
 
 def clip_gradient(module: nn.Module, max_norm: float | int) -> float:

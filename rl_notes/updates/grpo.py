@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from rl_notes.divergences import entropy, k3, kl_exact
 from rl_notes.objectives import importance_ratio, mean_over_sequences, step_weights
+from rl_notes.parallel import add_gradients, joined, require_same, share, together
 from rl_notes.policies import chosen_logprobs, forward_distinct, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
@@ -190,17 +191,23 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
         none on all that have a step.
     """
     _require_reference(reference_logprobs, beta)
+    per_step = {"advantages": advantages, "reference_logprobs": reference_logprobs}
     require_update(
         policy,
         optimizer,
         trajectories,
-        {"advantages": advantages, "reference_logprobs": reference_logprobs},
+        per_step,
         epochs=epochs,
         minibatches=minibatches,
         rows=int(in_batch.sum()),
         micro_batch=micro_batch,
         max_norm=max_norm,
         max_kl=max_kl,
+    )
+    require_same(
+        settings=[epochs, minibatches, beta, max_norm, max_kl],
+        batch=[vars(trajectories), per_step],
+        weights=dict(policy.named_parameters()),
     )
     old, mask, actions = trajectories.logprobs, trajectories.mask, trajectories.actions
     seen, lengths = states(trajectories), trajectories.lengths
@@ -219,7 +226,16 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
             weights[rows] = step_weights(aggregate, mask[rows], dtype=old.dtype)
         else:  # a gradient of zero is a step too: momentum goes on
             _zero_gradient(policy)
-        for part in _parts(rows[with_gradient[rows]], lengths, size):
+        accumulate(rows[with_gradient[rows]], weights)
+        add_gradients(policy)
+        with together():
+            norms.append(clip_gradient(policy, max_norm))
+            optimizer.step()
+
+    @together()
+    def accumulate(rows: Int[Tensor, " M"], weights: Float[Tensor, "N T"]) -> None:
+        """The gradient of this process's share of the rows, part by part."""
+        for part in _parts(rows, lengths, size):
             logprobs = _all_logprobs(policy, seen[part], lengths[part])
             new = chosen_logprobs(logprobs, actions[part], mask[part])
             if not norms:  # no step was taken yet: this is the policy that sampled
@@ -227,12 +243,9 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
             if not norms and minibatches == 1 and sum(map(torch.numel, kept)) < KEPT:
                 kept.append(logprobs.detach())
             x = objective(new, old[part], advantages[part], mask[part])
-            if reference_logprobs is not None and beta > 0:
-                x = x - beta * k3(new, reference_logprobs[part].detach())
+            x = x - _price(new, reference_logprobs, part, beta)
             total = (weights[part] * torch.where(mask[part], x, 0)).sum()
             (-total).backward()  # type: ignore[no-untyped-call]
-        norms.append(clip_gradient(policy, max_norm))
-        optimizer.step()
 
     scored = with_gradient if bool(with_gradient.any()) else mask.any(dim=1)
     measured = _parts(scored.nonzero()[:, 0], lengths, size)
@@ -252,7 +265,8 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
 def _parts(
     rows: Int[Tensor, " M"], lengths: Int[Tensor, " N"], size: int
 ) -> Sequence[Tensor]:
-    """The rows in order of length, `size` of them at a time."""
+    """This process's share of the rows, in order of length, `size` at a time."""
+    rows = share(rows, lengths)
     by_length = rows[lengths[rows].argsort(stable=True)]
     return torch.split(by_length, size) if len(rows) else []
 
@@ -264,6 +278,18 @@ def _all_logprobs(
 ) -> Float[Tensor, "K L A"]:
     """The log-probability of every action at each step, up to the longest row's end."""
     return forward_distinct(policy, seen[:, : int(lengths.max())]).log_softmax(-1)
+
+
+def _price(
+    new_logprobs: Float[Tensor, "K T"],
+    reference_logprobs: Float[Tensor, "N T"] | None,
+    part: Int[Tensor, " K"],
+    beta: float | int,
+) -> Tensor | float:
+    """What it costs these rows to be away from the reference: beta (k3), per step."""
+    if reference_logprobs is None or beta == 0:
+        return 0.0
+    return beta * k3(new_logprobs, reference_logprobs[part].detach())
 
 
 def _zero_gradient(policy: nn.Module) -> None:
@@ -288,19 +314,22 @@ def _measured(
     `before`, are put into the policy for one more look.
     """
     seen, lengths = states(trajectories), trajectories.lengths
-    found: list[tuple[Tensor, ...]] = []  # of each part: one number per step
-    for part, known in zip_longest(parts, kept):
-        actions, mask = trajectories.actions[part], trajectories.mask[part]
-        now, then = _all_logprobs(policy, seen[part], lengths[part]), known
-        if then is None:
-            sampler = partial(functional_call, policy, before)
-            then = _all_logprobs(sampler, seen[part], lengths[part])
-        new, old = (chosen_logprobs(x, actions, mask) for x in (now, then))
-        require_its_own(policy, old, trajectories, part)
-        ratio = importance_ratio(new, trajectories.logprobs[part])
-        numbers = (*_compared(then, now, mask), ratio[mask], clipped(part, new)[mask])
-        found.append(numbers)
-    kl, bits, ratio, flat = (torch.cat(x) for x in zip(*found, strict=True))
+    none = trajectories.logprobs.new_zeros(0)
+    # Of each part: four numbers per step. A process may have no part at all.
+    found: list[tuple[Tensor, ...]] = [(none, none, none, none.bool())]
+    with together():
+        for part, known in zip_longest(parts, kept):
+            actions, mask = trajectories.actions[part], trajectories.mask[part]
+            now, then = _all_logprobs(policy, seen[part], lengths[part]), known
+            if then is None:
+                sampler = partial(functional_call, policy, before)
+                then = _all_logprobs(sampler, seen[part], lengths[part])
+            new, old = (chosen_logprobs(x, actions, mask) for x in (now, then))
+            require_its_own(policy, old, trajectories, part)
+            ratio = importance_ratio(new, trajectories.logprobs[part])
+            both = _compared(then, now, mask)
+            found.append((*both, ratio[mask], clipped(part, new)[mask]))
+    kl, bits, ratio, flat = (joined(torch.cat(x)) for x in zip(*found, strict=True))
     if not bool(torch.isfinite(kl).all()):
         raise ValueError(
             f"After the epoch KL(old || new) is {float(kl.mean())}, so the policy was "
@@ -354,6 +383,7 @@ def _clipped(
     return (slope == 0) & (advantages[part] != 0)
 
 
+@together()
 def _require_reference(logprobs: Tensor | None, beta: float | int) -> None:
     """Refuse a price that is none, and one without a reference."""
     if not 0 <= beta < math.inf:

@@ -21,6 +21,7 @@ from rl_notes.natural_gradient import (
     trainable,
 )
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
+from rl_notes.parallel import require_bare, require_same, together
 from rl_notes.policies import chosen_logprobs, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
@@ -81,6 +82,9 @@ def trpo_update(
     left alone, and so is any value function. A policy with dropout or batch
     normalisation must be in eval mode: two looks at it would differ.
 
+    On several processes each computes the whole step from the whole batch: the sampling
+    is shared, see `rl_notes.parallel.gather`, and the update is not.
+
     All rows are run at once, several times over: at its peak the update holds about 14
     arrays of the size of the logits, [N, T, A]. There is no `micro_batch` here, so in a
     large vocabulary the batch must be small.
@@ -99,58 +103,69 @@ def trpo_update(
         fisher_rows: Rows to estimate the Fisher matrix from, all of them if None. The
             KL is tested on all rows in any case.
     """
-    require_per_step(advantages, trajectories)
-    _require_region(max_kl, iterations, backtracks)
-    seen, mask, weights = states(trajectories), trajectories.mask, trainable(policy)
-    logits = policy(seen)
-    objective = _mean_surrogate(logits, trajectories, advantages)
-    old_logits, old_objective = logits.detach(), float(objective.detach())
-    old_logprobs = chosen_logprobs(
-        old_logits.log_softmax(-1), trajectories.actions, mask
+    require_same(
+        settings=[max_kl, damping, iterations, backtracks],
+        batch=[vars(trajectories), advantages, fisher_rows],
+        weights=dict(policy.named_parameters()),
     )
-    require_its_own(policy, old_logprobs, trajectories)
-    gradient = flat_gradient(objective, weights)
-    gradient_norm = finite(float(gradient.norm()))
-    product = fisher_vector_product(
-        policy, trajectories, damping=damping, rows=fisher_rows
-    )
-    step, residual = natural_step(
-        product, gradient, max_kl=max_kl, iterations=iterations
-    )
-    old_weights = parameters_to_vector(weights.values()).detach()
+    with together():
+        require_per_step(advantages, trajectories)
+        _require_region(max_kl, iterations, backtracks)
+        require_bare(policy)
+        seen, mask, weights = states(trajectories), trajectories.mask, trainable(policy)
+        logits = policy(seen)
+        objective = _mean_surrogate(logits, trajectories, advantages)
+        old_logits, old_objective = logits.detach(), float(objective.detach())
+        old_logprobs = chosen_logprobs(
+            old_logits.log_softmax(-1), trajectories.actions, mask
+        )
+        require_its_own(policy, old_logprobs, trajectories)
+        gradient = flat_gradient(objective, weights)
+        gradient_norm = finite(float(gradient.norm()))
+        product = fisher_vector_product(
+            policy, trajectories, damping=damping, rows=fisher_rows
+        )
+        step, residual = natural_step(
+            product, gradient, max_kl=max_kl, iterations=iterations
+        )
+        old_weights = parameters_to_vector(weights.values()).detach()
 
-    @torch.no_grad()
-    def after(scale: float) -> Tensor:
-        """Logits of the policy as it would be. Its own parameters stay as they are."""
-        there = split(old_weights + scale * step, weights)
-        return cast(Tensor, functional_call(policy, there, (seen,)))
+        @torch.no_grad()
+        def after(scale: float) -> Tensor:
+            """Logits of the policy as it would be. It stays as it is."""
+            there = split(old_weights + scale * step, weights)
+            return cast(Tensor, functional_call(policy, there, (seen,)))
 
-    def improvement(logits: Tensor) -> float:
-        return float(_mean_surrogate(logits, trajectories, advantages)) - old_objective
+        def improvement(logits: Tensor) -> float:
+            return (
+                float(_mean_surrogate(logits, trajectories, advantages)) - old_objective
+            )
 
-    def acceptable(scale: float) -> bool:
-        logits = after(scale)
-        kl = float(mean_over_tokens(kl_exact(old_logits, logits), mask))
-        return _inside_and_better(kl, improvement(logits), max_kl)
+        def acceptable(scale: float) -> bool:
+            logits = after(scale)
+            kl = float(mean_over_tokens(kl_exact(old_logits, logits), mask))
+            return _inside_and_better(kl, improvement(logits), max_kl)
 
-    scale, backtracked, new_logits = 0.0, 0, old_logits
-    if gradient_norm > 0:
-        scale, backtracked = line_search(acceptable, backtracks=backtracks)
-    if scale > 0:
-        new_logits = after(scale)
+        scale, backtracked, new_logits = 0.0, 0, old_logits
+        if gradient_norm > 0:
+            scale, backtracked = line_search(acceptable, backtracks=backtracks)
+        if scale > 0:
+            new_logits = after(scale)
+        kl = kl_exact(old_logits, new_logits)
+        found = TrustRegionStats(
+            kl_mean=float(mean_over_tokens(kl, mask)),
+            kl_max=float(kl[mask].max()),
+            entropy=float(mean_over_tokens(entropy(new_logits), mask)),
+            gradient_norm=gradient_norm,
+            improvement_predicted=float(gradient @ step),
+            improvement=improvement(new_logits),
+            residual=residual,
+            backtracks=backtracked,
+            accepted=scale > 0,
+        )
+    if found.accepted:
         move(weights, split(old_weights + scale * step, weights))
-    kl = kl_exact(old_logits, new_logits)
-    return TrustRegionStats(
-        kl_mean=float(mean_over_tokens(kl, mask)),
-        kl_max=float(kl[mask].max()),
-        entropy=float(mean_over_tokens(entropy(new_logits), mask)),
-        gradient_norm=gradient_norm,
-        improvement_predicted=float(gradient @ step),
-        improvement=improvement(new_logits),
-        residual=residual,
-        backtracks=backtracked,
-        accepted=scale > 0,
-    )
+    return found
 
 
 def _mean_surrogate(

@@ -4,11 +4,19 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from rl_notes.advantages import explained_variance
 from rl_notes.objectives import mean_over_tokens, value_loss
+from rl_notes.parallel import (
+    add_gradients,
+    added,
+    joined,
+    require_same,
+    share,
+    together,
+)
 from rl_notes.policies import states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
@@ -78,24 +86,36 @@ def fit_value(
         rows=int(in_batch.sum()),
         max_norm=max_norm,
     )
-    seen = states(trajectories)
+    require_same(
+        settings=[epochs, minibatches, max_norm],
+        batch=[vars(trajectories), targets],
+        weights=dict(value.named_parameters()),
+    )
+    seen, lengths = states(trajectories), trajectories.lengths
     # What is stored beyond the mask may be NaN, and 0 * NaN would be its gradient.
     targets = torch.where(mask, targets.detach(), 0)
-    explained_before = _explained(value, seen, targets, mask)
+    mine = share(in_batch.nonzero()[:, 0], lengths)
+    explained_before = _explained(value, seen, targets, mask, mine)
     losses = []
     with all_or_nothing(value, optimizer, generator):
         for _ in range(epochs):
-            total = 0.0
+            total = torch.zeros((), dtype=torch.double, device=mask.device)
             for rows in shuffled(in_batch, generator).tensor_split(minibatches):
-                loss = _mean_loss(value, seen[rows], targets[rows], mask[rows])
                 optimizer.zero_grad()
                 value.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                clip_gradient(value, max_norm)
-                optimizer.step()
-                total += float(loss.detach()) * int(mask[rows].sum())
-            losses.append(total / int(mask.sum()))
-        explained_after = _explained(value, seen, targets, mask)
+                with together():
+                    part, steps = share(rows, lengths), int(mask[rows].sum())
+                    if len(part):  # else all rows of this minibatch are elsewhere
+                        loss = _mean_loss(value, seen[part], targets[part], mask[part])
+                        loss = loss * (int(mask[part].sum()) / steps)
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        total += loss.detach() * steps
+                add_gradients(value)
+                with together():
+                    clip_gradient(value, max_norm)
+                    optimizer.step()
+            losses.append(float(added(total)) / int(mask.sum()))
+        explained_after = _explained(value, seen, targets, mask, mine)
     return ValueStats(tuple(losses), explained_before, explained_after)
 
 
@@ -121,6 +141,13 @@ def _explained(
     seen: Shaped[Tensor, "N T ..."],
     targets: Float[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
+    mine: Int[Tensor, " M"],
 ) -> float:
-    """How much of the targets' variance the values explain as they are now."""
-    return explained_variance(value(seen), targets, mask)
+    """How much of the targets' variance the values explain as they are now.
+
+    Each process looks at rows of its own, and there may be none of them.
+    """
+    with together():
+        values = value(seen[mine]) if len(mine) else targets[mine]
+    rows = (joined(x) for x in (values, targets[mine], mask[mine]))
+    return explained_variance(*rows)

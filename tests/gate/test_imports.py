@@ -40,8 +40,9 @@ PUBLIC = {
         *("mean_over_tokens", "mean_over_sequences", "sum_over_constant"),
         *("importance_ratio", "surrogate", "clipped_surrogate"),
         *("sequence_ratio", "token_clip", "sequence_clip", "cispo"),
-        *("overlong_penalty", "value_loss", "preference_loss"),
+        *("overlong_penalty", "value_loss", "preference_loss", "dpo_loss"),
     ],
+    "rl_notes.parallel": ["gather", "gather_steps"],
     "rl_notes.natural_gradient": [
         *("conjugate_gradient", "fisher_vector_product", "natural_step"),
         *("line_search", "trainable", "split", "flat_gradient", "move"),

@@ -1,0 +1,150 @@
+"""Several processes take the step of one, or none of them takes any."""
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import several_processes as there
+import torch
+from several_processes import REFUSED, SAME
+from small_policies import KINDS, random_like
+
+FILE = there.__file__
+
+
+def launch(folder: Path, processes: int, *arguments: str) -> float:
+    """Run the cases on so many processes as a reader would; return the seconds."""
+    began = time.monotonic()
+    # The tests' folders, and one thread each. gloo asks for a name of this machine,
+    # which need not have an address: the loopback has.
+    paths = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", FILE, str(folder), *arguments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
+def found(request, tmp_path_factory):
+    """What each process answered, in order of rank."""
+    folder = tmp_path_factory.mktemp("processes")
+    launch(folder, request.param)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def assert_the_step_of_one(answers, alone, within):
+    for other in answers:
+        assert torch.equal(other["weights"], answers[0]["weights"])
+        off = (other["weights"] - alone["weights"]).norm()
+        assert off <= within * alone["moved"].norm()
+        for name, number in alone["stats"].items():
+            assert other["stats"][name] == pytest.approx(number, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SAME)
+def test_several_processes_take_the_step_of_one(found, kind, name):
+    alone = there.updated(kind, name)
+    answers = [each[f"{kind}: {name}"] for each in found]
+    assert_the_step_of_one(answers, alone, within=1e-9)
+    if "anywhere" not in name:
+        assert alone["moved"].norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["reinforce", "grpo, all of it", "ppo"])
+def test_in_float32_the_step_is_the_same_to_a_millionth(found, name):
+    alone = there.updated("transformer", name, dtype=torch.float32)
+    assert_the_step_of_one([x[f"float32: {name}"] for x in found], alone, within=1e-6)
+
+
+@pytest.mark.parametrize("name", ["some_weights_are_frozen", "value_is_fitted"])
+def test_parts_of_a_model_and_values_are_trained_together_too(found, name):
+    alone = getattr(there, name)()
+    assert_the_step_of_one([each[name] for each in found], alone, within=1e-9)
+
+
+def test_the_gathered_batch_is_that_of_one_process(found):
+    _, batch, _ = there.prepared("transformer")
+    numbers = random_like(batch) * batch.mask
+    for each in found:
+        rows = each["gathered"]["batch"]
+        for name, tensor in vars(batch).items():
+            # What a process has not sampled it cannot know: past a row's end it pads.
+            inside = torch.ones_like(tensor, dtype=torch.bool)
+            if name in ("actions", "logprobs", "rewards", "mask"):
+                inside = batch.mask
+            if name == "observations":
+                columns = torch.arange(tensor.shape[1])
+                inside = columns <= batch.lengths[:, None]
+            if name != "groups":
+                assert torch.equal(rows[name][inside], tensor[inside]), name
+        torch.testing.assert_close(each["gathered"]["steps"] * batch.mask, numbers)
+
+
+def test_prompts_of_different_processes_are_different_groups(found):
+    """Two answers to each of three prompts, split between the answers of one prompt."""
+    groups = found[0]["gathered"]["batch"]["groups"].tolist()
+    sizes = [len(rows) for rows in torch.arange(6).tensor_split(len(found))]
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    parts = [groups[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    for number, part in enumerate(parts):
+        others = [g for k, other in enumerate(parts) if k != number for g in other]
+        assert not set(part) & set(others)
+
+
+def test_rows_are_shared_out_by_length(found):
+    lengths = [3, 9, 1, 1, 4, 4, 4, 30]
+    shares = [each["shared"]["all"] for each in found]
+    assert sorted(itertools.chain(*shares)) == list(range(8))
+    assert shares[-1] == [7]  # more than half of all the tokens
+    ordered = [lengths[row] for row in itertools.chain(*shares)]
+    assert ordered == sorted(ordered)
+    assert sorted(len(each["shared"]["one"]) for each in found)[-2:] == [0, 1]
+
+
+def test_processes_that_sampled_alike_are_told(found):
+    for each in found:
+        (said,) = each["all_sampled_alike"]
+        assert "seed + rank" in said
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_goes_wrong_on_one_process_ends_the_update_on_all(found, name):
+    for said, kept in (each[name] for each in found):
+        assert said != "nothing"
+        assert kept, "weights or generator were not put back"
+    mine, other = found[1][name][0], found[0][name][0]
+    told = {
+        "an error in the objective": ("ZeroDivisionError", "one half of nothing"),
+        "an error in the second epoch": ("ZeroDivisionError", "one half of nothing"),
+        "the stop button": ("KeyboardInterrupt", "Process 1 stopped"),
+        "the optimizer": ("MemoryError", "no memory left"),
+        "other weights": ("disagree about the weights", "disagree about the weights"),
+        "another batch": ("disagree about the batch", "disagree about the batch"),
+        "rows in another order": ("about the batch", "about the batch"),
+        "other advantages": ("about the batch", "about the batch"),
+        "more epochs": ("about the settings", "about the settings"),
+        "advantages of another shape": ("one number per step", "Process 1 stopped"),
+        "a beta without a reference": ("reference_logprobs", "Process 1 stopped"),
+    }
+    assert told[name][0] in mine
+    assert told[name][1] in other
+
+
+def test_a_module_in_ddp_is_refused_with_the_line_that_helps(found):
+    assert all("wrapped.module" in each["wrapped"] for each in found)
+
+
+def test_a_process_that_dies_takes_the_others_along_in_seconds(tmp_path):
+    seconds = launch(tmp_path, 2, "one_dies")
+    assert torch.load(tmp_path / "0.pt") == {"one_dies": True}
+    assert seconds < 60
