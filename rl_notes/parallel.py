@@ -79,22 +79,20 @@ def gather_steps(x: Float[Tensor, "N T"]) -> Float[Tensor, "M K"]:
     return _padded_rows(_everyones(x.detach().cpu(), "gather_steps")).to(x.device)
 
 
-def share(rows: Int[Tensor, " M"], lengths: Int[Tensor, " N"]) -> Int[Tensor, " K"]:
-    """Data parallelism: which of these rows this process runs.
+def share(rows: Int[Tensor, " M"], lengths: Int[Tensor, " M"]) -> Int[Tensor, " K"]:
+    """Data parallelism: which of these rows, of these lengths, this process runs.
 
-    The rows are put in order of length and cut into as many stretches as there are
-    processes, with about the same number of tokens in each: nobody waits long, and rows
-    that are alike stay together, so that they are still run once. A stretch may be
-    empty.
+    The rows are cut, in their order, into as many stretches as there are processes,
+    with about the same number of tokens in each: nobody waits long. If they are in
+    order of length, little is padded, and rows that are alike are still run once. A
+    stretch may be empty.
     """
     if processes() == 1:
         return rows
-    by_length = rows[lengths[rows].argsort(stable=True)]
-    long = lengths[by_length]
     # A row goes to the process in whose stretch of all the tokens its middle lies.
-    twice_the_middle = 2 * long.cumsum(0) - long
-    owner = twice_the_middle * processes() // (2 * long.sum().clamp(min=1))
-    return by_length[owner == dist.get_rank()]
+    twice_the_middle = 2 * lengths.cumsum(0) - lengths
+    owner = twice_the_middle * processes() // (2 * lengths.sum().clamp(min=1))
+    return rows[owner == dist.get_rank()]
 
 
 def from_first(numbers: Tensor) -> Tensor:

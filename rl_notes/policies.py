@@ -9,14 +9,15 @@ rather than a random one, and the first errors that it learns from are the retur
 """
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from rl_notes.prefix_trees import trees_worth_it
 from rl_notes.trajectories import Trajectories
 
 
@@ -87,9 +88,14 @@ class TransformerPolicy(nn.Module):
         self.model = model
         self.temperature = temperature
 
-    def forward(self, observations: Int[Tensor, "N T"]) -> Float[Tensor, "N T A"]:
-        """Logits of the next token after each prefix `observations[:, : t + 1]`."""
-        output = self.model(input_ids=observations, use_cache=False)
+    def forward(
+        self, observations: Int[Tensor, "N T"], **tree: Tensor
+    ) -> Float[Tensor, "N T A"]:
+        """Logits of the next token after each prefix `observations[:, : t + 1]`.
+
+        Unless positions and a mask say that they are nodes of a tree: `prefix_trees`.
+        """
+        output = self.model(input_ids=observations, use_cache=False, **tree)
         logits = in_float32(output.logits)
         # By 1 nothing changes, and in a large vocabulary to divide is dear.
         return logits if self.temperature == 1 else logits / self.temperature
@@ -236,23 +242,55 @@ def action_logprobs(
     is the log-probability of the whole answer or episode, given its start (sequence).
     The last observation s_T is left out: no action was taken there.
     """
-    logprobs = forward_distinct(policy, states(trajectories)).log_softmax(-1)
-    return chosen_logprobs(logprobs, trajectories.actions, trajectories.mask)
+    logprobs = forward_distinct(policy, trajectories).log_softmax(-1)
+    return taken_logprobs(logprobs, trajectories)
 
 
 def forward_distinct(
-    policy: Callable[[Tensor], Tensor], observations: Shaped[Tensor, "N T ..."]
-) -> Float[Tensor, "N T A"]:
-    """Forward pass without duplicates: of rows that are alike one is run for all.
+    policy: nn.Module,
+    trajectories: Trajectories,
+    *,
+    weights: dict[str, Tensor] | None = None,
+) -> Float[Tensor, "S A"]:
+    """Forward pass without duplicates: the logits at every step, row after row.
 
-    It changes nothing but time and rounding. The answers of a group are often the same,
-    word for word, the more so the surer the policy is. Where no two rows are alike they
-    are run as they come. Logits in half precision are made float32.
+    What several rows begin with is run once, which changes nothing but time and
+    rounding. The answers of a group share their prompt and often more. Where it saves
+    enough, and the policy is a language model that can take it, they are run as
+    `prefix_trees`. Elsewhere rows that are alike, word for word, are run once for all.
+    Logits in half precision are made float32.
+
+    Args:
+        policy: Any policy.
+        trajectories: Whose steps are meant. S is how many the mask holds.
+        weights: Put in the place of the policy's own for this once.
     """
-    kinds, kind = torch.unique(observations, dim=0, return_inverse=True)
-    alike = len(kinds) < len(observations)
-    logits = in_float32(policy(kinds) if alike else policy(observations))
-    return logits.index_select(0, kind) if alike else logits
+
+    def run(seen: Tensor, **tree: Tensor) -> Tensor:
+        if weights is None:
+            return in_float32(policy(seen, **tree))
+        return in_float32(functional_call(policy, weights, (seen,), tree))
+
+    rows = trajectories.trimmed()
+    seen, trees = states(rows), None
+    kinds, kind = torch.unique(seen, dim=0, return_inverse=True)
+    if isinstance(policy, TransformerPolicy):
+        trees = trees_worth_it(policy.model, rows, len(kinds))
+    if trees is not None:
+        logits = run(trees.tokens, **trees.arguments(_dtype(policy)))
+        where = trees.node
+    else:
+        alike = len(kinds) < len(seen)
+        logits = run(kinds if alike else seen)
+        row = kind if alike else torch.arange(len(seen), device=seen.device)
+        step = torch.arange(seen.shape[1], device=seen.device)
+        where = row[:, None] * seen.shape[1] + step
+    return logits.flatten(0, 1).index_select(0, where[rows.mask])
+
+
+def _dtype(policy: nn.Module) -> torch.dtype:
+    """The number format of the weights."""
+    return next(w.dtype for w in policy.parameters() if w.is_floating_point())
 
 
 def in_float32(logits: Tensor) -> Tensor:
@@ -282,6 +320,18 @@ def bare(model: nn.Module) -> nn.Module:
     return cast(nn.Module, unwrap()) if unwrap else cast(nn.Module, inside)
 
 
+def taken_logprobs(
+    logprobs: Float[Tensor, "S A"], trajectories: Trajectories
+) -> Float[Tensor, "N T"]:
+    """Gather the log-probability of the action at each step from those of all actions.
+
+    0 where the mask is False. They are given step after step, see `forward_distinct`.
+    """
+    mask = trajectories.mask
+    taken = logprobs.gather(-1, trajectories.actions[mask][:, None])[:, 0]
+    return taken.new_zeros(mask.shape).masked_scatter(mask, taken)
+
+
 def chosen_logprobs(
     logprobs: Float[Tensor, "N K A"],
     actions: Int[Tensor, "N T"],
@@ -289,8 +339,8 @@ def chosen_logprobs(
 ) -> Float[Tensor, "N T"]:
     """Gather the log-probability of the action at each step from those of all actions.
 
-    0 where the mask is False. What `action_logprobs` is made of, for whoever needs the
-    others as well. They may end with the longest row, at column K <= T.
+    0 where the mask is False. Given are those of every column, steps or not, up to
+    column K <= T, such as a policy's own.
     """
     # What is stored beyond the mask need not be a valid action: gather must not see it.
     actions = torch.where(mask, actions, 0)[:, : logprobs.shape[1], None]

@@ -8,14 +8,13 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rl_notes.divergences import entropy, k3, kl_exact
 from rl_notes.objectives import importance_ratio, mean_over_sequences, step_weights
 from rl_notes.parallel import add_gradients, joined, require_same, share, together
-from rl_notes.policies import chosen_logprobs, forward_distinct, states
+from rl_notes.policies import forward_distinct, taken_logprobs
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
     UpdateStats,
@@ -31,7 +30,8 @@ Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Of one number per step and the mask: a scalar, linear in the first.
 Aggregation = Callable[[Tensor, Tensor], Tensor]
 # What the old policy says is kept from the first pass until it is so many numbers, 16
-# MB in float32: more would cost more than to compute it again when it is needed.
+# MB in float32, or as many as the policy has weights: more would cost more than to
+# compute it again when it is needed.
 KEPT = 2**22
 # So many log-probabilities are compared at a time: they stay in a processor's cache.
 COMPARED = 2**18
@@ -209,11 +209,11 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
         batch=[vars(trajectories), per_step],
         weights=dict(policy.named_parameters()),
     )
-    old, mask, actions = trajectories.logprobs, trajectories.mask, trajectories.actions
-    seen, lengths = states(trajectories), trajectories.lengths
+    old, mask = trajectories.logprobs, trajectories.mask
     advantages, size = advantages.detach(), micro_batch or len(mask)
     if_unsaid = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
     with_gradient = if_unsaid if with_gradient is None else with_gradient
+    enough = max(KEPT, sum(w.numel() for w in policy.parameters()))
     norms: list[float] = []
     kept: list[Tensor] = []  # what the old policy says, of the first parts
 
@@ -235,12 +235,12 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     @together()
     def accumulate(rows: Int[Tensor, " M"], weights: Float[Tensor, "N T"]) -> None:
         """The gradient of this process's share of the rows, part by part."""
-        for part in _parts(rows, lengths, size):
-            logprobs = _all_logprobs(policy, seen[part], lengths[part])
-            new = chosen_logprobs(logprobs, actions[part], mask[part])
+        for part in _parts(rows, trajectories, size):
+            logprobs = _all_logprobs(policy, trajectories.select(part))
+            new = taken_logprobs(logprobs, trajectories.select(part))
             if not norms:  # no step was taken yet: this is the policy that sampled
                 require_its_own(policy, new, trajectories, part)
-            if not norms and minibatches == 1 and sum(map(torch.numel, kept)) < KEPT:
+            if not norms and minibatches == 1 and sum(map(torch.numel, kept)) < enough:
                 kept.append(logprobs.detach())
             x = objective(new, old[part], advantages[part], mask[part])
             x = x - _price(new, reference_logprobs, part, beta)
@@ -248,7 +248,7 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
             (-total).backward()  # type: ignore[no-untyped-call]
 
     scored = with_gradient if bool(with_gradient.any()) else mask.any(dim=1)
-    measured = _parts(scored.nonzero()[:, 0], lengths, size)
+    measured = _parts(scored.nonzero()[:, 0], trajectories, size)
     clipped = partial(_clipped, objective, trajectories, advantages)
     done, found = 0, {"kl_mean": 0.0}
     with all_or_nothing(policy, optimizer, generator) as before:
@@ -263,21 +263,30 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
 
 
 def _parts(
-    rows: Int[Tensor, " M"], lengths: Int[Tensor, " N"], size: int
+    rows: Int[Tensor, " M"], trajectories: Trajectories, size: int
 ) -> Sequence[Tensor]:
-    """This process's share of the rows, in order of length, `size` at a time."""
-    rows = share(rows, lengths)
-    by_length = rows[lengths[rows].argsort(stable=True)]
-    return torch.split(by_length, size) if len(rows) else []
+    """This process's share of the rows, in order of length, `size` of them at a time.
+
+    If they are more than `size`, rows of one group stay together, as they begin alike.
+    """
+    lengths, groups = trajectories.lengths[rows], trajectories.groups[rows]
+    order = lengths.argsort(stable=True)
+    if len(rows) > size:
+        group = torch.unique(groups, return_inverse=True)[1]
+        longest = torch.zeros_like(lengths).scatter_reduce(0, group, lengths, "amax")
+        order = order[group[order].argsort(stable=True)]
+        order = order[longest[group][order].argsort(stable=True)]
+    mine = share(rows[order], lengths[order])
+    return torch.split(mine, size) if len(mine) else []
 
 
 def _all_logprobs(
-    policy: Callable[[Tensor], Tensor],
-    seen: Shaped[Tensor, "K T ..."],
-    lengths: Int[Tensor, " K"],
-) -> Float[Tensor, "K L A"]:
-    """The log-probability of every action at each step, up to the longest row's end."""
-    return forward_distinct(policy, seen[:, : int(lengths.max())]).log_softmax(-1)
+    policy: nn.Module,
+    part: Trajectories,
+    weights: dict[str, Tensor] | None = None,
+) -> Float[Tensor, "S A"]:
+    """The log-probability of every action, step after step."""
+    return forward_distinct(policy, part, weights=weights).log_softmax(-1)
 
 
 def _price(
@@ -313,21 +322,19 @@ def _measured(
     What that one said of the first parts is `kept`. For the others its weights,
     `before`, are put into the policy for one more look.
     """
-    seen, lengths = states(trajectories), trajectories.lengths
     none = trajectories.logprobs.new_zeros(0)
     # Of each part: four numbers per step. A process may have no part at all.
     found: list[tuple[Tensor, ...]] = [(none, none, none, none.bool())]
     with together():
         for part, known in zip_longest(parts, kept):
-            actions, mask = trajectories.actions[part], trajectories.mask[part]
-            now, then = _all_logprobs(policy, seen[part], lengths[part]), known
+            some, mask = trajectories.select(part), trajectories.mask[part]
+            now, then = _all_logprobs(policy, some), known
             if then is None:
-                sampler = partial(functional_call, policy, before)
-                then = _all_logprobs(sampler, seen[part], lengths[part])
-            new, old = (chosen_logprobs(x, actions, mask) for x in (now, then))
+                then = _all_logprobs(policy, some, before)
+            new, old = (taken_logprobs(x, some) for x in (now, then))
             require_its_own(policy, old, trajectories, part)
             ratio = importance_ratio(new, trajectories.logprobs[part])
-            both = _compared(then, now, mask)
+            both = _compared(then, now)
             found.append((*both, ratio[mask], clipped(part, new)[mask]))
     kl, bits, ratio, flat = (joined(torch.cat(x)) for x in zip(*found, strict=True))
     if not bool(torch.isfinite(kl).all()):
@@ -346,7 +353,7 @@ def _measured(
 
 
 def _compared(
-    old: Float[Tensor, "K L A"], new: Float[Tensor, "K L A"], mask: Bool[Tensor, "K T"]
+    old: Float[Tensor, "S A"], new: Float[Tensor, "S A"]
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
     """`kl_exact` of the old policy from the new one, and `entropy` of the new one.
 
@@ -355,16 +362,14 @@ def _compared(
     need here, for as few steps at a time as stay in the processor's cache.
     """
     found, few = [], max(1, COMPARED // new.shape[-1])
-    flat = zip(*(torch.split(x.flatten(0, 1), few) for x in (old, new)), strict=True)
-    for p, q in flat:
+    for p, q in zip(*(torch.split(x, few) for x in (old, new)), strict=True):
         kl = torch.linalg.vecdot(p.softmax(-1), p - q)
         bits = -torch.linalg.vecdot(q.softmax(-1), q)
         if not bool(torch.isfinite(kl + bits).all()):  # where an action is impossible
             kl, bits = kl_exact(p, q), entropy(q)
         found.append((kl, bits))
     kl, bits = (torch.cat(x) for x in zip(*found, strict=True))
-    steps = mask[:, : new.shape[1]].flatten()
-    return kl[steps], bits[steps]
+    return kl, bits
 
 
 def _clipped(

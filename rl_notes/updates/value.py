@@ -94,7 +94,8 @@ def fit_value(
     seen, lengths = states(trajectories), trajectories.lengths
     # What is stored beyond the mask may be NaN, and 0 * NaN would be its gradient.
     targets = torch.where(mask, targets.detach(), 0)
-    mine = share(in_batch.nonzero()[:, 0], lengths)
+    every = in_batch.nonzero()[:, 0]
+    mine = share(every, lengths[every])
     explained_before = _explained(value, seen, targets, mask, mine)
     losses = []
     with all_or_nothing(value, optimizer, generator):
@@ -104,7 +105,7 @@ def fit_value(
                 optimizer.zero_grad()
                 value.zero_grad()
                 with together():
-                    part, steps = share(rows, lengths), int(mask[rows].sum())
+                    part, steps = share(rows, lengths[rows]), int(mask[rows].sum())
                     if len(part):  # else all rows of this minibatch are elsewhere
                         loss = _mean_loss(value, seen[part], targets[part], mask[part])
                         loss = loss * (int(mask[part].sum()) / steps)

@@ -305,7 +305,7 @@ def test_half_precision_is_measured_in_single(dtype):
     advantages[::2] *= -1
     stats = climb(policy, optimizer, batch, advantages)
     with torch.no_grad():
-        assert forward_distinct(policy, states(batch)).dtype == torch.float32
+        assert forward_distinct(policy, batch).dtype == torch.float32
         copies = [
             p.model(input_ids=states(batch), use_cache=False).logits.float() / 0.7
             for p in (old, policy)

@@ -1,0 +1,162 @@
+"""Answers that share their prompt share its computation: rows as trees of prefixes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from rl_notes.trajectories import Trajectories
+
+# Trees are run where they cost at most this share of what their rows cost: where they
+# save less, to make them costs as much.
+WORTH = 0.8
+
+
+@dataclass(frozen=True)
+class PrefixTrees:
+    """The rows of each group as a tree, each prefix once (shared-prefix attention).
+
+    A node is a prefix that some row of the group begins with, and holds its last token.
+    It stands at that token's place in the row, and attends to itself and its ancestors,
+    the shorter prefixes. So a causal language model says at a node what it would say
+    after that prefix, and a prompt is read once for all of its answers, forwards and
+    backwards. The trees are padded to the same number of nodes; what pads attends to
+    itself alone.
+
+    Attributes:
+        tokens: The last token of each node.
+        positions: Its place in the row.
+        ancestors: Whether the second node is the first, or a shorter prefix of it.
+        node: Where each row's prefix `[: t + 1]` is found among the nodes of all trees,
+            tree after tree. 0 from the row's end on.
+    """
+
+    tokens: Int[Tensor, "G S"]
+    positions: Int[Tensor, "G S"]
+    ancestors: Bool[Tensor, "G S S"]
+    node: Int[Tensor, "N T"]
+
+    def arguments(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What a language model of transformers is told, beside the tokens.
+
+        The mask is what it adds to its attention scores, [G, 1, S, S]: 0 for an
+        ancestor, and the least number of this type for all others.
+        """
+        bias = torch.zeros(self.ancestors.shape, dtype=dtype, device=self.node.device)
+        bias.masked_fill_(~self.ancestors, torch.finfo(dtype).min)
+        return {"position_ids": self.positions, "attention_mask": bias[:, None]}
+
+
+def prefix_trees(
+    observations: Int[Tensor, "N T"],
+    lengths: Int[Tensor, " N"],
+    groups: Int[Tensor, " N"],
+) -> PrefixTrees:
+    """The trees of these rows, one for each group, of tokens before the rows' ends."""
+    steps = torch.arange(observations.shape[1], device=observations.device)
+    inside = steps < lengths[:, None]
+    # Rows of a group that begin alike come to stand below one another.
+    rows = torch.cat([groups[:, None], torch.where(inside, observations, -1)], dim=1)
+    kinds, kind = torch.unique(rows, dim=0, return_inverse=True)
+    inside = kinds[:, 1:] >= 0
+    alike = torch.zeros_like(kinds, dtype=torch.bool)
+    alike[1:] = kinds[1:] == kinds[:-1]
+    known = alike.cumprod(dim=1)[:, 1:].bool()  # as in the row above, from its start on
+    new = inside & ~known
+    number = new.flatten().cumsum(0).view(new.shape) - 1
+    # A prefix that is not new is the last one in its column that was.
+    node = torch.where(new, number, -1).cummax(dim=0).values
+    tree = (~alike[:, 0]).cumsum(0) - 1  # of each row
+    row, step = new.nonzero(as_tuple=True)  # of each node
+    sizes = torch.bincount(tree[row], minlength=int(tree[-1]) + 1)
+    first = (sizes.cumsum(0) - sizes)[tree]  # node of each row's tree
+    place = torch.where(inside, node - first[:, None], 0)  # in the tree
+    g, s = tree[row], place[row, step]
+    shape = (len(sizes), int(sizes.max()))
+    tokens, positions = observations.new_zeros(2, *shape)
+    tokens[g, s] = kinds[:, 1:][row, step]
+    positions[g, s] = step
+    ancestors = torch.eye(shape[1], dtype=torch.bool, device=tokens.device)
+    ancestors = ancestors.repeat(shape[0], 1, 1)
+    child, before = (steps <= step[:, None]).nonzero(as_tuple=True)
+    ancestors[g[child], s[child], place[row[child], before]] = True
+    at = torch.where(inside, tree[:, None] * shape[1] + place, 0)
+    return PrefixTrees(tokens, positions, ancestors, at[kind])
+
+
+def trees_worth_it(
+    model: nn.Module,
+    trajectories: Trajectories,
+    kinds: int,
+) -> PrefixTrees | None:
+    """The trees of these rows if the model takes them and they cost little enough.
+
+    That is at most `WORTH` of what the rows would cost, if so many are not alike.
+    Counted are multiplications: of a token about 12 width^2 in each layer, and of a
+    pair of tokens in the attention 4 width.
+    """
+    groups, longest = trajectories.groups, trajectories.mask.shape[1]
+    if kinds <= len(set(groups.tolist())) or not takes_trees(model, longest):
+        return None
+    width = int(text_config(model).hidden_size)
+
+    def cost(batch: int, long: int) -> float:
+        return batch * (long + long**2 / (3 * width))
+
+    tokens = trajectories.observations[:, :-1]
+    trees = prefix_trees(tokens, trajectories.lengths, groups)
+    cheaper = cost(*trees.tokens.shape) <= WORTH * cost(kinds, longest)
+    return trees if cheaper else None
+
+
+def takes_trees(model: nn.Module, longest: int) -> bool:
+    """Whether a language model can be run on trees of rows up to this length.
+
+    A window that a row does not fit into would be the row's own, and not the mask's.
+    And whatever else a model does with positions and masks, it is asked once whether
+    two little trees give what their rows give, and what it answered is kept with it.
+    """
+    text = text_config(model)
+    if text is None:
+        return False
+    for name in ("sliding_window", "attention_chunk_size", "window_size"):
+        window = getattr(text, name, None)
+        if window is not None and longest >= int(window):
+            return False
+    asked: dict[str, Any] = vars(model)
+    attention = getattr(text, "_attn_implementation", None)
+    how = f"_takes_trees_{attention}_{model.training}"
+    if how not in asked:
+        asked[how] = _gives_the_same(model, int(text.vocab_size))
+    return bool(asked[how])
+
+
+@torch.no_grad()
+def _gives_the_same(model: nn.Module, vocabulary: int) -> bool:
+    """Whether two little trees give the logits of their rows, up to rounding."""
+    device = next(model.parameters()).device
+    rows = [[1, 2, 3, 4], [1, 2, 5, 6], [1, 3, 2, 2], [4, 4, 4, 0], [4, 2, 6, 5]]
+    tokens = torch.tensor(rows, device=device) % vocabulary
+    lengths = torch.tensor([4, 4, 4, 3, 4], device=device)
+    trees = prefix_trees(tokens, lengths, tokens[:, 0])
+    try:
+        alone = model(input_ids=tokens, use_cache=False).logits
+        at_nodes = model(
+            input_ids=trees.tokens, use_cache=False, **trees.arguments(alone.dtype)
+        ).logits
+    except Exception:  # whatever a model raises at such a mask: it cannot take it
+        return False
+    inside = torch.arange(4, device=device) < lengths[:, None]
+    here = at_nodes.flatten(0, 1)[trees.node][inside].float()
+    there = alone[inside].float()
+    allowed = torch.finfo(alone.dtype).eps ** 0.5 * there.abs().max() / 2
+    return bool(((here - there).abs() <= allowed).all())
+
+
+def text_config(model: nn.Module) -> Any:
+    """The part of a model's configuration that is about text, or None."""
+    config = getattr(model, "config", None)
+    ask = getattr(config, "get_text_config", None)
+    return ask() if ask else None
