@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -226,11 +227,13 @@ def test_a_model_that_cannot_take_the_mask_is_found_out():
             self.inside = llama()
             self.config = self.inside.config
 
-        def forward(self, input_ids, use_cache, position_ids=None, attention_mask=None):
+        def forward(self, input_ids: Any, use_cache: bool, **tree: Any) -> Any:
             return self.inside(input_ids=input_ids, use_cache=use_cache)
 
     class Raises(OnlyRows):
-        def forward(self, input_ids, use_cache):
+        def forward(self, input_ids: Any, use_cache: bool, **tree: Any) -> Any:
+            if tree:
+                raise TypeError("no such argument")
             return self.inside(input_ids=input_ids, use_cache=use_cache)
 
     assert takes_trees(llama(), 10)
