@@ -214,8 +214,8 @@ def improvement_bound(
     J(pi') - J(pi) >= L(pi') - C max_s KL(pi || pi')(s)
     with C = 4 A_max gamma / (1 - gamma)^2 and A_max = max_s,a |A(s, a)|
 
-    Theorem 1 of Schulman et al. (2015) with equation 8. L is `expected_surrogate`; the
-    maximum is over states that are not terminal.
+    Theorem 1 of Schulman et al. (2015), in its form with the KL divergence. L is
+    `expected_surrogate`; the maximum is over states that are not terminal.
     """
     if not 0 <= discount < 1:
         raise ValueError(

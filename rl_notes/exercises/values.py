@@ -73,8 +73,8 @@ def check_value_iteration(
             len(r), lambda v: (r + gamma * p @ v).amax(dim=1)
         ),
         mistakes={
-            "The max is taken over next states as well: that robot can choose where "
-            "chance takes it. First average, then take the best action.": (
+            "The max is taken over next states as well: of all the places where it may "
+            "land only one is counted. First average, then take the best action.": (
                 lambda p, r, gamma: _sweeps(
                     len(r), lambda v: (r + gamma * (p * v).amax(-1)).amax(dim=1)
                 )

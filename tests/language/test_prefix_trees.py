@@ -114,8 +114,8 @@ def prepared(make, attention="eager"):
             torch.nn.init.normal_(weight, std=0.5, generator=seeded(1))
     policy = TransformerPolicy(model, temperature=1.2)
     prompts = [[1, 3, 4, 5, 3], [1, 0, 3, 4, 3, 4, 4], [1, 4, 3]]
-    options = {"group_size": 6, "max_new_tokens": 5, "generator": seeded(0)}
-    batch = generate(policy, prompts, **options)
+    options: dict[str, Any] = {"group_size": 6, "max_new_tokens": 5}
+    batch = generate(policy, prompts, generator=seeded(0), **options)
     with torch.no_grad():
         return policy, replace(batch, logprobs=action_logprobs(policy, batch))
 
