@@ -79,7 +79,9 @@ def check_baseline(
             "Your baseline differs from action to action, so it takes away the very "
             "difference that is to be learnt.": of_the_same_action,
             "The play itself is part of its own mean: that shrinks the gradient to "
-            "(N-1)/N of its length. Use the mean of the others.": lambda r, a: r - r.mean(),
+            "(N-1)/N of its length. Use the mean of the others.": (
+                lambda r, a: r - r.mean()
+            ),
             "The sign is turned: a better play than the others must be positive.": (
                 lambda r, a: -of_the_others(r, a)
             ),

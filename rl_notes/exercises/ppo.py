@@ -124,7 +124,7 @@ def check_epoch_objectives(
         right=lambda new, old, A, mask: means(to_stored(new, old, A), mask),
         mistakes={
             "The ratio is still to the policy of the same epoch, so it is always 1 "
-            "and the clip never holds. Use the stored log-probabilities.": (
+            "and the clip is never active. Use the stored log-probabilities.": (
                 lambda new, old, A, mask: means(to_itself(new, A), mask)
             ),
             "The ratio is to the policy of the epoch before. Each epoch may then go "

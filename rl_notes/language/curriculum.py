@@ -102,9 +102,9 @@ def three_lessons(
 
     The model is changed in place.
     The first lesson is of questions of every kind. What is left of mistakes after it
-    is mostly of one kind, and the second lesson is of that. The model gets one in ten
-    of these right by luck, so each is answered 32 times. The third lesson is of what
-    the model has just got wrong, and mends what suffered in the second.
+    is mostly of one kind, and the second lesson is of that. The model gets 7 in 100 of
+    these right, so each is answered 32 times. The third lesson is of what the model has
+    just got wrong.
 
     Returns:
         For each lesson the share of right answers in the batch of each update.
