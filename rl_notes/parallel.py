@@ -1,7 +1,7 @@
 """Several processes: one batch, one step, and the same weights on all of them.
 
-torch.distributed does the talking. Start the script with `torchrun` or `accelerate
-launch`, call `torch.distributed.init_process_group()`, give each process its card
+torch.distributed does the talking. Start the script with torchrun or with accelerate,
+call `torch.distributed.init_process_group()`, give each process its card
 (`torch.cuda.set_device`), the same weights and a generator with another seed, and let
 each sample rows of its own. `gather` makes one batch of them. The updates then share
 its rows out, add the gradients up, and every process takes the same step: the weights
