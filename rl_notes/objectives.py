@@ -48,8 +48,8 @@ def sequence_ratio(
     The same number at each step of the row; 1 where the mask is False. It is the
     geometric mean of the row's (ratio)s, and its gradient with respect to each
     log pi_new(a_t | s_t) is s_n / L_n (GSPO, Zheng et al. 2025,
-    https://arxiv.org/abs/2507.18071). Being a mean it stays much closer to 1 than a
-    step's ratio does, and is clipped at distances such as 3e-4.
+    https://arxiv.org/abs/2507.18071). Being a mean it lies between the smallest and the
+    largest ratio of the row's steps, and is clipped at distances such as 3e-4.
 
     Without `length_normalised` it is the ratio of the answers' probabilities, the
     product of the (ratio)s, with gradient s_n at each step.

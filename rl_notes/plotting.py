@@ -41,8 +41,8 @@ STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
-    "figure.figsize": (6.4, 3.4),
-    "font.size": 11,
+    "figure.figsize": (6.2, 3.4),
+    "font.size": 12,
     "legend.frameon": False,
     "lines.linewidth": 2.0,
 }
@@ -284,7 +284,7 @@ def _label(
     middle = (x0 + x1) / 2 + bend / 2 * (y1 - y0), (y0 + y1) / 2 - bend / 2 * (x1 - x0)
     x, y = to_pixels.inverted().transform(middle)
     ground = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-    ax.text(x, y, text, ha="center", va="center", fontsize=10, zorder=5, bbox=ground)
+    ax.text(x, y, text, ha="center", va="center", zorder=5, bbox=ground)
 
 
 def _pixels(figure: Figure) -> ndarray:
