@@ -32,7 +32,7 @@ NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: sweep mutants test-lowest address test-portability notebooks-gpu clean
+.PHONY: sweep mutants test-lowest address test-portability notebooks-gpu gpu-check clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -53,6 +53,7 @@ help:
 	@echo 'make test-lowest       the unit tests with the lowest versions that are promised'
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
+	@echo 'make gpu-check         what only a graphics card can show; without one a rehearsal'
 	@echo 'make address NEW=...   move the repository to another address, everywhere'
 	@echo 'make clean             remove what was built; the environments stay'
 
@@ -94,6 +95,9 @@ test-portability: $(ALL_READY)
 
 notebooks-gpu: $(ALL_READY)
 	@$(GATE) notebooks_gpu
+
+gpu-check: $(ALL_READY)
+	@PYTHONPATH=. $(ALL)/bin/python tools/gpu_check.py
 
 notebooks: $(ALL_READY)
 	@$(ALL)/bin/python tools/run_notebooks.py $(NOTEBOOKS)

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.answers import seeded, store
 from rl_notes.advantages import group_relative, per_step
+from rl_notes.device import pick_device
 from rl_notes.language import models
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
@@ -65,7 +66,9 @@ def where() -> str:
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return models.load(where())
+    model, tokens = models.load(where())
+    torch.nn.Module.to(model, pick_device())
+    return model, tokens
 
 
 def is_held_out(pair: Pair) -> bool:
@@ -152,7 +155,7 @@ def sample(
     )
     said = texts(tokens, answers)
     each = [pair for pair in asked for _ in range(SIZE)]
-    scores = torch.tensor(reward(each, said, generator))
+    scores = torch.tensor(reward(each, said, generator), device=answers.mask.device)
     return with_scores(answers, scores), said
 
 
@@ -261,7 +264,7 @@ def written(tokens: PreTrainedTokenizerBase, asked: Sequence[Pair]) -> Trajector
         rows[row, : len(p) + len(s)] = torch.tensor(p + s)
         mask[row, len(p) - 1 : len(p) + len(s) - 1] = True
     nothing = torch.zeros(mask.shape)
-    return Trajectories(
+    written_down = Trajectories(
         actions=rows[:, 1:] * mask,
         logprobs=nothing,
         rewards=nothing,
@@ -270,6 +273,8 @@ def written(tokens: PreTrainedTokenizerBase, asked: Sequence[Pair]) -> Trajector
         groups=torch.arange(len(asked)),
         observations=rows,
     )
+    here = {name: x.to(pick_device()) for name, x in vars(written_down).items()}
+    return Trajectories(**here)
 
 
 def answered(

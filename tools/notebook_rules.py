@@ -23,6 +23,10 @@ IGNORE = "nbval-ignore-output"
 TAGS = {"hide-input", "hide-output", "hide-cell", "raises-exception", IGNORE}
 # What a cell may carry: its tags, and how the book, Colab and Jupyter fold it.
 CELL_METADATA = {"tags", "mystnb", "cellView", "jupyter"}
+# A figure on a phone, in CSS pixels, and the smallest text that is read there. The
+# width and the text of a figure that says nothing of them, in inches and points.
+COLUMN, SMALLEST = 350, 9
+WIDTH, FONT = 6.2, 12
 RERUN = "run `make notebooks`"
 
 FOLDERS = "home|root|tmp|Users|work|usr|var|opt|mnt|private|content"
@@ -91,6 +95,7 @@ def notebook_faults(path: Path) -> list[str]:
             found += run_faults(cell, count)
             found += code_faults(cell)
             found += room_faults(cell)
+            found += small_print_faults(cell)
             found += output_faults(cell)
         elif cell["cell_type"] == "markdown":
             found += text_faults(cell, first=number == 1)
@@ -229,6 +234,24 @@ def room_faults(cell: Cell) -> Iterator[str]:
                     f"prints {one} within {its} and {other} within {whose} in one line:"
                     " the rooms swallow the difference"
                 )
+
+
+def small_print_faults(cell: Cell) -> Iterator[str]:
+    """On a phone a figure is as wide as the column, and its text shrinks with it."""
+    code = source(cell)
+    widths = [float(found) for found in re.findall(r"figsize=\(\s*([\d.]+)", code)]
+    fonts = [float(size) for size in re.findall(r"(?:font|label)size=([\d.]+)", code)]
+    fonts += [FONT] if widths else []
+    if not fonts:
+        return
+    inches = max(widths, default=WIDTH)
+    seen = min(fonts) / 72 * COLUMN / inches
+    if seen < SMALLEST:
+        yield (
+            f"has text of {min(fonts):g} points in a figure {inches:g} inches wide: "
+            f"{seen:.1f} pixels on a phone, where {SMALLEST} are needed. Make the "
+            "figure narrower or the text larger"
+        )
 
 
 def room_of(node: ast.AST) -> tuple[float, float] | None:

@@ -152,6 +152,14 @@ FAULTS = {
         ),
         "the rooms swallow the difference",
     ),
+    "small print": (
+        set_cell(NUMBER, source="ax.text(0, 0, 'here', fontsize=9)"),
+        "cell 4: has text of 9 points in a figure 6.2 inches wide: 7.1 pixels",
+    ),
+    "wide figure": (
+        set_cell(NUMBER, source="figure, ax = plt.subplots(figsize=(9, 4))"),
+        "has text of 12 points in a figure 9 inches wide: 6.5 pixels",
+    ),
     "empty": (set_cell(NUMBER, source=" "), "cell 4: is empty"),
     "raw": (set_cell(HEADING, cell_type="raw"), "cell 3: is neither text nor code"),
 }
