@@ -331,24 +331,15 @@ def large_model() -> None:
         del model, policy
 
 
-# 5. Elsewhere in the repository
+# 5. The book
 
 
-def unit_tests() -> None:
-    """The tests that choose their device by themselves, and the notebooks on CUDA."""
+def notebooks() -> None:
+    """Every notebook on CUDA: the asserts hold, the outputs may differ."""
     if ON_A_CARD:
         subprocess.run([sys.executable, "tools/gate.py", "notebooks_gpu"], check=True)
     else:
         print("on a card the notebooks run here, by `make notebooks-gpu`")
-
-
-def real_model() -> None:
-    """GRPO on SmolLM2-135M-Instruct, one seed, where the model is at hand."""
-    if not ON_A_CARD:
-        print("on a card GRPO on the real model runs here: experiments.real_model")
-        return
-    command = [sys.executable, "-m", "experiments.real_model", "rule-0"]
-    subprocess.run(command, check=True)
 
 
 STEPS: dict[str, tuple[Callable[[], None], int]] = {
@@ -356,8 +347,7 @@ STEPS: dict[str, tuple[Callable[[], None], int]] = {
     "sampling": (sampling, 60),
     "little_model": (little_model, 90),
     "large_model": (large_model, 150),
-    "notebooks": (unit_tests, 240),
-    "real_model": (real_model, 300),
+    "notebooks": (notebooks, 240),
 }
 
 
