@@ -7,6 +7,13 @@ each sample rows of its own. `gather` makes one batch of them. The updates then 
 its rows out, add the gradients up, and every process takes the same step: the weights
 are those that one process would have had from this batch, up to rounding.
 
+So this is the loop for one process and for any number of them::
+
+    answers = generate(policy, prompts, group_size=8, ...)  # of this process
+    batch = gather(with_scores(answers, scores))  # of all
+    advantages = group_relative(batch.rewards.sum(1), batch.groups)
+    grpo_update(policy, optimizer, batch, per_step(advantages, batch.mask), ...)
+
 Nothing is started here, and on one process every function gives back what it got.
 """
 
