@@ -1,8 +1,12 @@
 """Adapters: a policy, a value and a reward model of which only a few weights learn."""
 
 import copy
+import os
+import subprocess
+import sys
 from functools import partial
 
+import adapted_processes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -134,3 +138,18 @@ def test_a_reward_model_may_learn_by_an_adapter(adapted):
     options = {"epochs": 4, "minibatches": 1, "generator": seeded(0)}
     fit_reward_model(reward_model, optimizer, batch, chosen, **options)
     assert float(answer_scores(reward_model, batch).detach().abs().max()) > 0
+
+
+def test_two_processes_train_an_adapter_as_one_does(tmp_path):
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", adapted_processes.__file__, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=240)
+    alone = adapted_processes.stepped()
+    moved = (alone["after"] - alone["before"]).norm()
+    assert moved > 1e-3
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(found["before"], alone["before"])
+        assert (found["after"] - alone["after"]).norm() <= 1e-5 * moved
