@@ -7,8 +7,9 @@ Five seeds. Every run starts from "sft" and samples 10,240 answers: 40 updates o
 questions and 8 answers to each. Those that sample dynamically throw answers away, pay
 for them too, and so have fewer updates. The variants differ in what the lines of
 `VARIANTS` say, and each keeps the clip range that its paper or the common libraries
-give, with one exception. The range of GSPO, 3e-4, belongs to updates that move the
-answers of a large model far less than ours move. So it is a hundred times wider here.
+give, with one exception. The ranges of GSPO, 3e-4 and 4e-4, are too narrow here: one
+update of ours takes the ratios of 95 answers in 100 beyond them. So they are a hundred
+times wider.
 
 What is there already is kept and not run again: delete the results to begin anew.
 """

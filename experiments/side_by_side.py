@@ -4,9 +4,9 @@
     python -m experiments.side_by_side
 
 Five seeds of everything. REINFORCE and GRPO compare whole episodes or answers of one
-start or question, 8 of each; TRPO and PPO have a critic and see every start or question
-once. The answers that a critic reads before the first update count as sampled. One more
-arm of GRPO uses an answer as often as PPO does.
+start or question, 8 of each; TRPO and PPO have a critic and try each start or question
+that is drawn once. The answers that a critic reads before the first update count as
+sampled. One more arm of GRPO uses an answer as often as PPO does.
 
 The horizon is that of mazes of several sizes, with the same number of steps for PPO and
 GRPO in each.
@@ -185,7 +185,7 @@ class Maze:
     def play(
         self, policy: nn.Module, size: int, generator: torch.Generator
     ) -> Trajectories:
-        """Each start `size` times."""
+        """Draw starts by chance, and play from each `size` times."""
         all_starts = self.inside.nonzero()[:, 0]
         chosen = torch.randint(len(all_starts), (ROWS // size,), generator=generator)
         return rollout(

@@ -6,7 +6,8 @@ One line for each: right, refused (with the reason), or why it could not be buil
 Right means that the log-probabilities that `generate` stores are those of each row by
 itself, unpadded and without a cache, and those that `action_logprobs` gives the batch:
 for prompts of 1 to 9 tokens, in groups of 1 and of 3, and for texts past the window of
-models that have one. Wrong is the only line that must not be there.
+models that have one. The batch is run as trees of prefixes wherever the model takes
+them. Wrong is the only line that must not be there.
 """
 
 import sys
@@ -19,8 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from rl_notes import prefix_trees
 from rl_notes.language.generation import generate
 from rl_notes.policies import TransformerPolicy, action_logprobs
+from rl_notes.prefix_trees import takes_trees
 
 PROMPTS = [[1, 5, 6, 7, 3, 8, 9, 4, 11], [1], [1, 7], [1, 5, 6, 12]]
 LONGEST = 14  # tokens sampled: with the longest prompt, past a window of 6
@@ -197,13 +200,15 @@ def verdict(kind: str) -> tuple[str, str]:
         return ("refused" if ours else "error"), str(error)
     except Exception as error:
         return "error", f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-    return ("right" if found < 1e-3 else "wrong"), f"{found:.1e}"
+    how = "as trees" if takes_trees(model, LONGEST) else "as rows"
+    return ("right" if found < 1e-3 else "wrong"), f"{found:.1e}, {how}"
 
 
 def main() -> None:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    prefix_trees.WORTH = 1e9  # wherever a model takes them
     kinds = sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     count: dict[str, int] = {}
     for kind in kinds:

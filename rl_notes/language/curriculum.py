@@ -102,9 +102,9 @@ def three_lessons(
 
     The model is changed in place.
     The first lesson is of questions of every kind. What is left of mistakes after it
-    is mostly of one kind, and the second lesson is of that. The model gets 7 in 100 of
-    these right, so each is answered 32 times. The third lesson is of what the model has
-    just got wrong.
+    is mostly of one kind, and so is the second lesson. The model gets 7 in 100 of
+    these right, so each question is answered 32 times, as it is in the third lesson.
+    That one is mostly of what the model has just got wrong, as far as there is enough.
 
     Returns:
         For each lesson the share of right answers in the batch of each update.
@@ -150,8 +150,8 @@ def is_long_with_a_carry(question: str) -> bool:
     """Say whether both numbers are long and the last column carries.
 
     Long is three digits or more for the first number and four for the second. One
-    question in 16 is of this kind. With the carry, work is three tokens longer before
-    the hundreds of the second number, and the model does not find them.
+    question in 18 is of this kind. With the carry, work is three tokens longer before
+    the hundreds of the second number, and the fine-tuned model seldom finds them.
     """
     left, right = arithmetic.numbers(question)
     return left >= 100 and right >= 1000 and left % 10 + right % 10 >= 10

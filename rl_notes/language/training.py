@@ -112,7 +112,8 @@ def fine_tune(
 ) -> list[float]:
     """Supervised fine-tuning (SFT) on `supervised_examples`; answers alone carry loss.
 
-    An answer's end token is part of it: without its loss no answer would ever end.
+    An answer's end token is part of it: without its loss nothing would teach the model
+    to stop.
     Arguments and result are as in `pretrain`.
     """
     return _train(
