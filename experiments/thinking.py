@@ -6,8 +6,8 @@
 Five seeds of everything, all from "sft", with 64 questions x 8 answers an update.
 Beside GRPO: the same with a coin instead of the rule, the same with steps that are too
 large, and two ways of sampling as many answers and fine-tuning on the right ones: anew
-in every round, or on answers that "sft" gave once. More supervised fine-tuning is in the
-experiment "reinforce".
+in every round, or on answers that "sft" gave once. More supervised fine-tuning is in
+the experiment "reinforce".
 
 Measured on held-out questions: what `measure` says, and how far the model has gone from
 "sft", its entropy, and how often it is right where it must show its work and where it
