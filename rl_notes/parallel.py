@@ -21,20 +21,25 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from numbers import Number
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from rl_notes.trajectories import Trajectories
 
 Thing = TypeVar("Thing")
+Numbers = TypeVar("Numbers", Tensor, Tensor | None)
 # Gradients are sent so many numbers at a time: 64 MB in float32.
 SENT = 2**24
 # So many numbers are looked at at a time when tensors are compared.
 LOOKED_AT = 2**22
+ODD = 0x1E3779B97F4A7C15  # to mix the bits of a number of 64 bits
+# Numbers that each process has computed by itself are alike up to this share.
+ALIKE = 1e-4
 
 
 def processes() -> int:
@@ -54,7 +59,7 @@ def gather(trajectories: Trajectories) -> Trajectories:
     if processes() == 1:
         return trajectories
     device = trajectories.mask.device
-    here = {f.name: getattr(trajectories, f.name).cpu() for f in fields(trajectories)}
+    here = {f.name: _sent(getattr(trajectories, f.name)) for f in fields(trajectories)}
     everyone = _everyones(here, "gather")
     if all(torch.equal(each["logprobs"], here["logprobs"]) for each in everyone):
         warnings.warn(
@@ -83,7 +88,7 @@ def gather_steps(x: Float[Tensor, "N T"]) -> Float[Tensor, "M K"]:
     """
     if processes() == 1:
         return x
-    return _padded_rows(_everyones(x.detach().cpu(), "gather_steps")).to(x.device)
+    return _padded_rows(_everyones(_sent(x), "gather_steps")).to(x.device)
 
 
 def share(rows: Int[Tensor, " M"], lengths: Int[Tensor, " M"]) -> Int[Tensor, " K"]:
@@ -102,18 +107,34 @@ def share(rows: Int[Tensor, " M"], lengths: Int[Tensor, " M"]) -> Int[Tensor, " 
     return rows[owner == dist.get_rank()]
 
 
-def from_first(numbers: Tensor) -> Tensor:
-    """What process 0 has drawn, for all (broadcast)."""
+def from_first(thing: Thing) -> Thing:
+    """What process 0 has drawn or found, for all (broadcast)."""
+    if processes() == 1:
+        return thing
+    mine = _sent(thing) if isinstance(thing, Tensor) else thing
+    first = _everyones(mine, "what process 0 has found")[0]
+    return cast(Thing, _beside(first, thing))
+
+
+def agreed(numbers: Numbers, mask: Bool[Tensor, "N T"], name: str) -> Numbers:
+    """What process 0 has computed for each step, if all have the same, [N, T].
+
+    That is up to rounding, `ALIKE`: a card that adds up in another order each time does
+    not give two processes the same bits.
+    """
     if processes() == 1:
         return numbers
-    return _everyones(numbers.cpu(), "the order of the rows")[0].to(numbers.device)
+    mine = None if numbers is None else _sent(torch.where(mask, numbers, 0))
+    everyone = _everyones(mine, f"the {name}")
+    _require_alike(name, [_alike(each, everyone[0]) for each in everyone])
+    return cast(Numbers, _beside(everyone[0], numbers))
 
 
 def joined(numbers: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "M ..."]:
     """The rows of all processes below one another, in order of rank (all-gather)."""
     if processes() == 1:
         return numbers
-    return torch.cat(_everyones(numbers.cpu(), "what is measured")).to(numbers.device)
+    return torch.cat(_everyones(_sent(numbers), "what is measured")).to(numbers.device)
 
 
 def added(numbers: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -174,24 +195,17 @@ def together() -> Iterator[None]:
 def require_same(**things: Any) -> None:
     """Raise on all processes unless all of them hold the same, to the bit.
 
-    Things are tensors, numbers, and lists and mappings of them. Of a tensor its shape,
-    its type and a checksum of its bits are sent.
+    Things are tensors, numbers, modules, and lists and mappings of them. Of a tensor
+    its shape, its type and a checksum of its bits are sent, and of a module those of
+    what it would be saved with, and which weights are trained.
     """
     if processes() == 1:
         return
     with together():
         mine = {name: _fingerprint(thing) for name, thing in things.items()}
-    everyone = _everyones(mine, "the beginning of an update")
+    everyone = _everyones(mine, f"the comparison of {', '.join(things)}")
     for name, mean in everyone[0].items():
-        others = [rank for rank, each in enumerate(everyone) if each[name] != mean]
-        if others:
-            raise ValueError(
-                f"The processes disagree about the {name}: rank {others} from rank 0. "
-                "The batch must be the whole one on every process (`gather`, and what "
-                "is computed from it); weights and settings must begin alike (load the "
-                "same file, or seed alike what draws the weights) and be changed by "
-                "these updates only."
-            )
+        _require_alike(name, [each[name] == mean for each in everyone])
 
 
 def require_bare(module: nn.Module) -> None:
@@ -227,6 +241,41 @@ def _everyones(mine: Thing, place: str) -> list[Thing]:
     return [theirs for _, theirs in found]
 
 
+def _sent(numbers: Tensor) -> Tensor:
+    """Numbers to be sent: what they are a part of would be sent along with them."""
+    return numbers.detach().cpu().clone()
+
+
+def _beside(thing: Any, other: Any) -> Any:
+    """What was sent, on the device where this process has its own."""
+    return thing.to(other.device) if isinstance(other, Tensor) else thing
+
+
+def _alike(numbers: Tensor | None, first: Tensor | None) -> bool:
+    """Whether these are the numbers of process 0, up to rounding."""
+    if numbers is None or first is None:
+        return numbers is first
+    if numbers.shape != first.shape or numbers.dtype != first.dtype:
+        return False
+    if torch.equal(numbers, first):
+        return True
+    difference, size = (numbers - first).abs().max(), first.abs().max()
+    return bool(difference <= ALIKE * size)
+
+
+def _require_alike(name: str, alike: list[bool]) -> None:
+    """Raise if there is a process that has another thing than process 0."""
+    others = [rank for rank, same in enumerate(alike) if not same]
+    if others:
+        raise ValueError(
+            f"The processes disagree about the {name}: rank {others} from rank 0. "
+            "The batch must be the whole one on every process (`gather`, and what is "
+            "computed from it); weights, optimizers and settings must begin alike "
+            "(load the same file, or seed alike what draws the weights), and weights "
+            "be changed by these updates only."
+        )
+
+
 def _padded_rows(parts: list[Tensor]) -> Tensor:
     """Below one another, with columns of zeros up to the longest."""
     columns = max(part.shape[1] for part in parts)
@@ -251,17 +300,25 @@ def _in_buckets(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 def _fingerprint(thing: Any) -> Any:
     """The same for equal things, and another for others as good as always."""
+    if isinstance(thing, nn.Module):
+        trained = [name for name, w in thing.named_parameters() if w.requires_grad]
+        return _fingerprint(thing.state_dict()), trained
     if isinstance(thing, Mapping):
         return {name: _fingerprint(each) for name, each in thing.items()}
     if isinstance(thing, (list, tuple)):
         return [_fingerprint(each) for each in thing]
     if not isinstance(thing, Tensor):
-        return thing
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        known = thing is None or isinstance(thing, (str, Number))
+        return thing if known else type(thing).__name__
+    # Of 8 bytes each half by itself: times a number of 64 bits, the highest of 64 bits,
+    # which is a sign, would be lost.
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
     bits = thing.detach().contiguous().flatten().view(whole[thing.element_size()])
+    # The place counts too: rows in another order are another batch. By numbers that
+    # look drawn by chance, or what is moved in a pattern would add up to the same.
+    factors = torch.arange(1, min(len(bits), LOOKED_AT) + 1, device=thing.device) * ODD
+    factors = (factors ^ (factors >> 31)) * ODD
     total = torch.zeros((), dtype=torch.int64, device=thing.device)
-    for number, part in enumerate(torch.split(bits, LOOKED_AT)):
-        # The place counts too: rows in another order are another batch.
-        places = torch.arange(len(part), device=part.device) + number * LOOKED_AT
-        total += (part * (places + 1)).sum()
+    for part in torch.split(bits, LOOKED_AT):
+        total = total * ODD + (part * factors[: len(part)]).sum()
     return tuple(thing.shape), str(thing.dtype), int(total)

@@ -208,12 +208,30 @@ def refused(change):
     return said, kept and bool((options["generator"].get_state() == state).all())
 
 
+class Drawless:
+    """A generator that has nothing to give."""
+
+    @property
+    def device(self):
+        raise OSError("nowhere to draw from")
+
+    def get_state(self):
+        return torch.zeros(1)
+
+    def set_state(self, state):
+        assert state.tolist() == [0]
+
+
 class Stumbles(torch.optim.SGD):
     """An optimizer that runs out of memory after it has moved some weights."""
 
     def step(self, closure=None):
         super().step(closure)
         raise MemoryError("no memory left for the step")
+
+
+def half_of_nothing(x, mask):
+    raise ZeroDivisionError("one half of nothing")
 
 
 def raising(error, at_call=1):
@@ -241,6 +259,15 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "the optimizer": lambda p, b, a: (
         *(p, b, a),
         {"optimizer": Stumbles(p.parameters(), 0.1)},
+    ),
+    "an error in the aggregation": lambda p, b, a: (
+        *(p, b, a),
+        {"aggregate": half_of_nothing},
+    ),
+    "no generator": lambda p, b, a: (p, b, a, {"generator": Drawless()}),
+    "another learning rate": lambda p, b, a: (
+        *(p, b, a),
+        {"optimizer": torch.optim.Adam(p.parameters(), 0.02)},
     ),
     "other weights": lambda p, b, a: (small("table", seed=1)[0], b, a, {}),
     "another batch": lambda p, b, a: (p, its_own(p, small("table", seed=1)[1]), a, {}),
@@ -274,6 +301,20 @@ def one_dies():
     return None
 
 
+def rounded_otherwise():
+    """Weights after two updates on processes that do not round alike, as on cards."""
+    policy, batch, advantages = prepared("network")
+    share = 1e-9 * (dist.get_rank() if dist.is_initialized() else 0)
+    hook = policy.register_forward_hook(lambda _, __, logits: logits * (1 + share))
+    before, stats = flat_weights(policy), asdict(trpo(policy, batch, advantages))
+    hook.remove()
+    numbers = {"reference_logprobs": batch.logprobs * (1 + share), "beta": 0.1}
+    batch = its_own(policy, batch)
+    grpo(policy, batch, advantages * (1 + share), **numbers)
+    after = flat_weights(policy)
+    return {"weights": after, "moved": after - before, "stats": stats}
+
+
 def wrapped():
     policy, batch, advantages = prepared("table")
     try:
@@ -294,8 +335,9 @@ def cases() -> dict[str, Callable[[], Any]]:
             updated, "transformer", name, dtype=torch.float32
         )
     found |= {name: partial(refused, change) for name, change in REFUSED.items()}
-    others = (some_weights_are_frozen, value_is_fitted, gathered, shared)
-    found |= {each.__name__: each for each in (*others, all_sampled_alike, wrapped)}
+    others = (some_weights_are_frozen, value_is_fitted, rounded_otherwise, gathered)
+    others_too = (shared, all_sampled_alike, wrapped)
+    found |= {each.__name__: each for each in (*others, *others_too)}
     return found
 
 

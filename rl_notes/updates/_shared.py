@@ -13,7 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rl_notes.parallel import from_first, require_bare, together
+from rl_notes.parallel import (
+    from_first,
+    require_bare,
+    require_same,
+    together,
+)
 from rl_notes.policies import rounding_of_logprobs
 from rl_notes.trajectories import Trajectories
 
@@ -153,16 +158,20 @@ def all_or_nothing(
 ) -> Iterator[dict[str, Tensor]]:
     """Put all three back if anything is raised inside, the stop button included.
 
+    Or if several processes have come to different weights: their optimizers differed.
+
     Given are the trained weights as they were. Of the module only these and its
     buffers are copied: nothing else can change.
     """
-    trained = {n: w for n, w in module.named_parameters() if w.requires_grad}
-    weights = {name: weight.detach().clone() for name, weight in trained.items()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    state = deepcopy(optimizer.state_dict())
-    drawn = None if generator is None else generator.get_state()
+    with together():
+        trained = {n: w for n, w in module.named_parameters() if w.requires_grad}
+        weights = {name: weight.detach().clone() for name, weight in trained.items()}
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        state = deepcopy(optimizer.state_dict())
+        drawn = None if generator is None else generator.get_state()
     try:
         yield weights
+        require_same(**{"weights after the update": module})
     except BaseException:
         with torch.no_grad():
             for name, weight in trained.items():
@@ -179,8 +188,9 @@ def shuffled(
     in_batch: Bool[Tensor, " N"], generator: torch.Generator
 ) -> Int[Tensor, " M"]:
     """The indices of these rows in random order, on all processes the same."""
-    rows = in_batch.nonzero()[:, 0]
-    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    with together():
+        rows = in_batch.nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=generator, device=generator.device)
     return rows[from_first(order).to(rows.device)]
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from rl_notes.divergences import entropy, k3, kl_exact
 from rl_notes.objectives import importance_ratio, mean_over_sequences, step_weights
-from rl_notes.parallel import add_gradients, joined, require_same, share, together
+from rl_notes.parallel import (
+    add_gradients,
+    agreed,
+    joined,
+    require_same,
+    share,
+    together,
+)
 from rl_notes.policies import forward_distinct, taken_logprobs
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
@@ -206,11 +213,15 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
     )
     require_same(
         settings=[epochs, minibatches, beta, max_norm, max_kl],
-        batch=[vars(trajectories), per_step],
-        weights=dict(policy.named_parameters()),
+        batch=vars(trajectories),
+        weights=policy,
     )
     old, mask = trajectories.logprobs, trajectories.mask
-    advantages, size = advantages.detach(), micro_batch or len(mask)
+    advantages, reference_logprobs, size = (
+        agreed(advantages.detach(), mask, "advantages"),
+        agreed(reference_logprobs, mask, "reference_logprobs"),
+        micro_batch or len(mask),
+    )
     if_unsaid = (mask & ((advantages != 0) | (beta > 0))).any(dim=1)
     with_gradient = if_unsaid if with_gradient is None else with_gradient
     enough = max(KEPT, sum(w.numel() for w in policy.parameters()))
@@ -219,20 +230,20 @@ def ascend(  # noqa: PLR0913 (most are numbers, named at the call)
 
     def step_up(rows: Int[Tensor, " M"]) -> None:
         """One step of the optimizer up the aggregate of a minibatch."""
-        weights = torch.zeros_like(old)
-        optimizer.zero_grad()
-        policy.zero_grad()
-        if bool(with_gradient[rows].any()):
-            weights[rows] = step_weights(aggregate, mask[rows], dtype=old.dtype)
-        else:  # a gradient of zero is a step too: momentum goes on
-            _zero_gradient(policy)
-        accumulate(rows[with_gradient[rows]], weights)
+        with together():
+            weights = torch.zeros_like(old)
+            optimizer.zero_grad()
+            policy.zero_grad()
+            if bool(with_gradient[rows].any()):
+                weights[rows] = step_weights(aggregate, mask[rows], dtype=old.dtype)
+            else:  # a gradient of zero is a step too: momentum goes on
+                _zero_gradient(policy)
+            accumulate(rows[with_gradient[rows]], weights)
         add_gradients(policy)
         with together():
             norms.append(clip_gradient(policy, max_norm))
             optimizer.step()
 
-    @together()
     def accumulate(rows: Int[Tensor, " M"], weights: Float[Tensor, "N T"]) -> None:
         """The gradient of this process's share of the rows, part by part."""
         for part in _parts(rows, trajectories, size):

@@ -21,7 +21,13 @@ from rl_notes.natural_gradient import (
     trainable,
 )
 from rl_notes.objectives import importance_ratio, mean_over_tokens, surrogate
-from rl_notes.parallel import require_bare, require_same, together
+from rl_notes.parallel import (
+    agreed,
+    from_first,
+    require_bare,
+    require_same,
+    together,
+)
 from rl_notes.policies import chosen_logprobs, states
 from rl_notes.trajectories import Trajectories
 from rl_notes.updates._shared import (
@@ -105,13 +111,15 @@ def trpo_update(
     """
     require_same(
         settings=[max_kl, damping, iterations, backtracks],
-        batch=[vars(trajectories), advantages, fisher_rows],
-        weights=dict(policy.named_parameters()),
+        batch=[vars(trajectories), fisher_rows],
+        weights=policy,
     )
     with together():
         require_per_step(advantages, trajectories)
         _require_region(max_kl, iterations, backtracks)
         require_bare(policy)
+    advantages = agreed(advantages, trajectories.mask, "advantages")
+    with together():
         seen, mask, weights = states(trajectories), trajectories.mask, trainable(policy)
         logits = policy(seen)
         objective = _mean_surrogate(logits, trajectories, advantages)
@@ -163,8 +171,11 @@ def trpo_update(
             backtracks=backtracked,
             accepted=scale > 0,
         )
+        there = old_weights + scale * step
+    # Each has computed the same, but on a card not always to the bit.
+    found = from_first(found)
     if found.accepted:
-        move(weights, split(old_weights + scale * step, weights))
+        move(weights, split(from_first(there), weights))
     return found
 
 

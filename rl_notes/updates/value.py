@@ -12,6 +12,7 @@ from rl_notes.objectives import mean_over_tokens, value_loss
 from rl_notes.parallel import (
     add_gradients,
     added,
+    agreed,
     joined,
     require_same,
     share,
@@ -88,12 +89,12 @@ def fit_value(
     )
     require_same(
         settings=[epochs, minibatches, max_norm],
-        batch=[vars(trajectories), targets],
-        weights=dict(value.named_parameters()),
+        batch=vars(trajectories),
+        weights=value,
     )
     seen, lengths = states(trajectories), trajectories.lengths
     # What is stored beyond the mask may be NaN, and 0 * NaN would be its gradient.
-    targets = torch.where(mask, targets.detach(), 0)
+    targets = torch.where(mask, agreed(targets.detach(), mask, "targets"), 0)
     every = in_batch.nonzero()[:, 0]
     mine = share(every, lengths[every])
     explained_before = _explained(value, seen, targets, mask, mine)

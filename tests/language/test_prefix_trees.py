@@ -10,9 +10,16 @@ import torch
 from batches import seeded, with_garbage
 from language_models import tiny
 from torch.nn.utils import parameters_to_vector
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from rl_notes import prefix_trees
+from rl_notes import policies, prefix_trees
 from rl_notes.language.generation import generate
 from rl_notes.objectives import token_clip
 from rl_notes.policies import (
@@ -22,6 +29,7 @@ from rl_notes.policies import (
     states,
 )
 from rl_notes.prefix_trees import takes_trees
+from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
 
@@ -123,13 +131,14 @@ def prepared(make, attention="eager"):
 def with_trees(monkeypatch, worth):
     """Trees always, or never; and how often they were run."""
     monkeypatch.setattr(prefix_trees, "WORTH", worth)
-    ran, arguments = [], prefix_trees.PrefixTrees.arguments
+    ran: list[int] = []
 
-    def counted(self, dtype):
-        ran.append(1)
-        return arguments(self, dtype)
+    def counted(*arguments):
+        trees = prefix_trees.trees_worth_it(*arguments)
+        ran.extend([] if trees is None else [1])
+        return trees
 
-    monkeypatch.setattr(prefix_trees.PrefixTrees, "arguments", counted)
+    monkeypatch.setattr(policies, "trees_worth_it", counted)
     return ran
 
 
@@ -218,6 +227,57 @@ def test_a_window_that_rows_do_not_fit_into_is_left_to_the_rows():
     assert not takes_trees(model, 8)
 
 
+def test_llama_4_scales_by_its_place_among_the_nodes_and_is_left_to_the_rows():
+    """Its attention temperature counts nodes, so that it is far along in a tree."""
+    torch.manual_seed(0)
+    for tuned in (True, False):
+        config = Llama4TextConfig(
+            vocab_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            num_local_experts=2,
+            no_rope_layers=[1, 0],
+            attn_temperature_tuning=tuned,
+            hidden_size=16,
+            intermediate_size=16,
+            intermediate_size_mlp=16,
+        )
+        assert takes_trees(Llama4ForCausalLM(config).eval(), 10) == (not tuned)
+
+
+def test_other_attentions_than_eager_and_sdpa_are_not_asked():
+    model = llama().eval()
+    model.config._attn_implementation = "flash_attention_2"
+    assert not takes_trees(model, 10)
+    assert not any("trees" in name for name in vars(model))
+
+
+def test_trees_that_save_nothing_are_not_made(monkeypatch):
+    """A tree of 60 rows that share one token would hold 60 x 60 times a row's pairs."""
+    model = llama().eval()
+    rows = torch.randint(8, (60, 31), generator=seeded(0))
+    rows[:, 0] = 1
+    zeros = torch.zeros(60, 30)
+    batch = Trajectories(
+        actions=rows[:, 1:],
+        logprobs=zeros,
+        rewards=zeros,
+        discounts=zeros,
+        mask=torch.ones(60, 30, dtype=torch.bool),
+        groups=torch.zeros(60, dtype=torch.long),
+        observations=rows,
+    )
+
+    def never(*rows):
+        raise AssertionError("made for nothing")
+
+    monkeypatch.setattr(prefix_trees, "prefix_trees", never)
+    monkeypatch.setattr(prefix_trees, "takes_trees", lambda *_: True)
+    assert prefix_trees.trees_worth_it(model, batch, 60) is None
+
+
 def test_a_model_that_cannot_take_the_mask_is_found_out():
     class OnlyRows(torch.nn.Module):
         """As some models do, it makes positions and mask itself, whatever is said."""
@@ -236,6 +296,15 @@ def test_a_model_that_cannot_take_the_mask_is_found_out():
                 raise TypeError("no such argument")
             return self.inside(input_ids=input_ids, use_cache=use_cache)
 
+    class Hidden(OnlyRows):
+        """What it makes of the wrong tokens is little beside what all logits share."""
+
+        def forward(self, input_ids: Any, use_cache: bool, **tree: Any) -> Any:
+            output = self.inside(input_ids=input_ids, use_cache=use_cache)
+            output.logits = output.logits + 1e6
+            return output
+
     assert takes_trees(llama(), 10)
     assert not takes_trees(OnlyRows(), 10)
+    assert not takes_trees(Hidden(), 10)
     assert not takes_trees(Raises(), 10)

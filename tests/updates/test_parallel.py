@@ -1,5 +1,6 @@
 """Several processes take the step of one, or none of them takes any."""
 
+import copy
 import itertools
 import os
 import subprocess
@@ -12,6 +13,8 @@ import several_processes as there
 import torch
 from several_processes import REFUSED, SAME
 from small_policies import KINDS, random_like
+
+from rl_notes import parallel
 
 FILE = there.__file__
 
@@ -72,6 +75,55 @@ def test_parts_of_a_model_and_values_are_trained_together_too(found, name):
     assert_the_step_of_one([each[name] for each in found], alone, within=1e-9)
 
 
+def test_where_sums_are_rounded_otherwise_the_weights_are_those_of_process_0(found):
+    answers = [each["rounded_otherwise"] for each in found]
+    assert_the_step_of_one(answers, there.rounded_otherwise(), within=1e-6)
+    assert all(each["stats"] == answers[0]["stats"] for each in answers)
+
+
+def patterns():
+    """Pairs of unlike numbers, of which one is the other moved or turned around."""
+    ones = torch.ones(8, dtype=torch.float64)
+    for place in range(8):
+        turned = ones.clone()
+        turned[place] = -1
+        yield ones, turned
+    a, b = torch.randn(2, generator=torch.Generator().manual_seed(0)).tolist()
+    yield torch.tensor([a, b, b, a]), torch.tensor([b, a, a, b])
+    yield torch.tensor([a, b, b, a, b, a, a, b]), torch.tensor([b, a, a, b, a, b, b, a])
+    yield (
+        torch.tensor([True, False, False, True]),
+        torch.tensor([False, True, True, False]),
+    )
+    yield ones, ones.float()
+    yield ones, ones.view(2, 4)
+    yield None, ones
+
+
+@pytest.mark.parametrize("looked_at", [3, 2**22])
+def test_a_fingerprint_tells_what_is_moved_or_turned_around(monkeypatch, looked_at):
+    monkeypatch.setattr(parallel, "LOOKED_AT", looked_at)
+    for here, elsewhere in patterns():
+        assert parallel._fingerprint(here) != parallel._fingerprint(elsewhere)
+    for each in (torch.zeros(0), torch.ones(5, 2).t(), torch.tensor(2.0), None, 3):
+        known = copy.deepcopy(each)
+        assert parallel._fingerprint(each) == parallel._fingerprint(known)
+
+
+def test_the_fingerprint_of_a_module_knows_its_buffers_and_what_is_trained():
+    layer, norm = torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)
+    module = torch.nn.Sequential(layer, norm)
+    seen = [parallel._fingerprint(module)]
+    assert parallel._fingerprint(copy.deepcopy(module)) == seen[0]
+    norm.get_buffer("running_mean").add_(1)
+    seen.append(parallel._fingerprint(module))
+    layer.bias.requires_grad_(False)
+    seen.append(parallel._fingerprint(module))
+    layer.weight.detach()[0, 0] += 1
+    seen.append(parallel._fingerprint(module))
+    assert all(a != b for a, b in itertools.combinations(seen, 2))
+
+
 def test_the_gathered_batch_is_that_of_one_process(found):
     _, batch, _ = there.prepared("transformer")
     numbers = random_like(batch) * batch.mask
@@ -125,11 +177,14 @@ def test_what_goes_wrong_on_one_process_ends_the_update_on_all(found, name):
         "an error in the objective": ("ZeroDivisionError", "one half of nothing"),
         "an error in the second epoch": ("ZeroDivisionError", "one half of nothing"),
         "the stop button": ("KeyboardInterrupt", "Process 1 stopped"),
+        "an error in the aggregation": ("ZeroDivisionError", "one half of nothing"),
+        "no generator": ("nowhere to draw from", "Process 1 stopped"),
+        "another learning rate": ("weights after the up", "weights after the update"),
         "the optimizer": ("MemoryError", "no memory left"),
         "other weights": ("disagree about the weights", "disagree about the weights"),
         "another batch": ("disagree about the batch", "disagree about the batch"),
         "rows in another order": ("about the batch", "about the batch"),
-        "other advantages": ("about the batch", "about the batch"),
+        "other advantages": ("about the advantages", "about the advantages"),
         "more epochs": ("about the settings", "about the settings"),
         "advantages of another shape": ("one number per step", "Process 1 stopped"),
         "a beta without a reference": ("reference_logprobs", "Process 1 stopped"),
