@@ -178,8 +178,9 @@ def _gives_the_same(model: nn.Module, vocabulary: int, steps: int) -> bool:
     """
     device = next(model.parameters()).device
     dtype = next(w.dtype for w in model.parameters() if w.is_floating_point())
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (6, steps), generator=generator).to(device)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    tokens = torch.randint(vocabulary, (6, steps), generator=generator, device="cpu")
+    tokens = tokens.to(device)
     groups = torch.tensor([0, 0, 0, 1, 1, 1], device=device)
     tokens[:3, : steps // 2], tokens[3:, :1] = tokens[0, : steps // 2], tokens[3, :1]
     lengths = torch.tensor([steps] * 5 + [max(1, steps - 2)], device=device)
