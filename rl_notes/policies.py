@@ -333,19 +333,18 @@ def taken_logprobs(
 
 
 def chosen_logprobs(
-    logprobs: Float[Tensor, "N K A"],
+    logprobs: Float[Tensor, "N T A"],
     actions: Int[Tensor, "N T"],
     mask: Bool[Tensor, "N T"],
 ) -> Float[Tensor, "N T"]:
     """Gather the log-probability of the action at each step from those of all actions.
 
-    0 where the mask is False. Given are those of every column, steps or not, up to
-    column K <= T, such as a policy's own.
+    0 where the mask is False. They are given for every column, step or not, as a policy
+    gives them; `taken_logprobs` takes those of the steps alone.
     """
     # What is stored beyond the mask need not be a valid action: gather must not see it.
-    actions = torch.where(mask, actions, 0)[:, : logprobs.shape[1], None]
+    actions = torch.where(mask, actions, 0)[..., None]
     chosen = logprobs.gather(-1, actions)[..., 0]
-    chosen = nn.functional.pad(chosen, (0, mask.shape[1] - logprobs.shape[1]))
     return torch.where(mask, chosen, 0)
 
 

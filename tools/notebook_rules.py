@@ -211,6 +211,11 @@ def code_faults(cell: Cell) -> Iterator[str]:
     comment = NBVAL_COMMENT.search(source(cell))
     if comment:
         yield f"has the comment {comment.group()!r}: use the tag {IGNORE}, if you must"
+    if "hide-cell" in tags(cell) and "mystnb" not in cell["metadata"]:
+        yield (
+            "is folded and does not say what is in it: give it the metadata `mystnb` "
+            "(code_prompt_show), `cellView` and `jupyter` of the other folded cells"
+        )
     code = [line for line in lines if not line.lstrip().startswith("#")]
     if "\n".join(code).rstrip().endswith(";"):
         yield "ends with `;`, which only hides the output in Jupyter: write `_ = ...`"

@@ -152,6 +152,10 @@ FAULTS = {
         ),
         "the rooms swallow the difference",
     ),
+    "nameless fold": (
+        set_cell(NUMBER, metadata=NotebookNode(tags=["hide-cell"])),
+        "cell 4: is folded and does not say what is in it",
+    ),
     "small print": (
         set_cell(NUMBER, source="ax.text(0, 0, 'here', fontsize=9)"),
         "cell 4: has text of 9 points in a figure 6.2 inches wide: 7.1 pixels",
