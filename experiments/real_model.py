@@ -1,14 +1,15 @@
-"""GRPO on SmolLM2-135M-Instruct: three seeds, a coin for a reward, fine-tuning, LoRA.
+"""GRPO on SmolLM2-135M-Instruct: sums by a rule and by a coin, products by a library.
 
-    pip install -r requirements.txt -r requirements-peers.txt
+    pip install -r requirements.txt -r requirements-real-model.txt
     python tools/fetch_real_model.py
     python -m experiments.real_model
 
-The model is the folder that RL_NOTES_REAL_MODEL names, or else .real_model, where the
-tool above puts it, or else that of the Hugging Face Hub. Each run is kept in
-.real_model/runs when it ends, so that a call after a stop goes on with the next;
-`python -m experiments.real_model rule-0 coin-1` makes just these. On several processes
-the same file shares the sampling and the updates out:
+Beside GRPO with all weights stand fine-tuning on right answers, LoRA, and weights in
+bfloat16. The model is the folder that RL_NOTES_REAL_MODEL names, or else .real_model,
+where the tool above puts it, or else that of the Hugging Face Hub. Each run has a
+process of its own and is kept in .real_model/runs when it ends, so that a call after a
+stop goes on with the next; `python -m experiments.real_model rule-0 coin-1` makes just
+these. On several processes the same file shares the sampling and the updates out:
 
     torchrun --nproc-per-node 2 -m experiments.real_model
 """
@@ -16,10 +17,13 @@ the same file shares the sampling and the updates out:
 import json
 import os
 import re
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.answers import seeded, store
 from rl_notes.advantages import group_relative, per_step
 from rl_notes.device import pick_device
+from rl_notes.divergences import k3
 from rl_notes.language import models
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
@@ -41,8 +46,7 @@ from rl_notes.updates import grpo_update
 
 HOME = Path(__file__).resolve().parents[1] / ".real_model"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SYSTEM = "Answer with the sum only."
-LIMIT = 16  # tokens in an answer
+LIMIT, LONGEST = 16, 24  # tokens in an answer, in training and when examined
 QUESTIONS, SIZE, UPDATES = 16, 8, 25
 LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 2e-4
 GREEDY = 1e-3
@@ -50,11 +54,38 @@ SEEDS = range(3)
 TRAINED_ON = (1, 49)
 # Numbers from and to, and how many held-out pairs of them are asked.
 TESTED_ON = {"1-9": 17, "10-49": 80, "50-99": 80, "100-999": 80}
-SHOWN = [(3, 4), (16, 6), (37, 48), (25, 19), (64, 78), (345, 278)]
+EXAMPLES = [(12, 7), (31, 25), (8, 40), (46, 17)]
+SHOWN = [
+    *(f"What is {a}+{b}?" for a, b in [(3, 4), (16, 6), (37, 48), (64, 78)]),
+    "What is 345+278?",
+    "What is 12-5?",
+    "What is 3+4+5?",
+    "What is 7*8?",
+    "Which is larger, 9 or 12?",
+    "Anna has 5 apples and buys 7 more. How many has she?",
+    "What is the capital of France?",
+    "Who are you?",
+]
 CLIP = partial(token_clip, clip_low=0.2, clip_high=0.2)
 
 Pair = tuple[int, int]
-Reward = Callable[[Sequence[Pair], Sequence[str], torch.Generator], list[float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, and what an answer is paid.
+
+    Attributes:
+        system: The line of the chat template that comes before every question.
+        draw: So many things to ask about, different ones, of those for training.
+        ask: The question.
+        reward: The score of each answer, to the thing on the same place.
+    """
+
+    system: str
+    draw: Callable[[int, torch.Generator], list[Any]]
+    ask: Callable[[Any], str]
+    reward: Callable[[Sequence[Any], Sequence[str], torch.Generator], list[float]]
 
 
 def where() -> str:
@@ -66,9 +97,12 @@ def where() -> str:
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokens = models.load(where())
+    model, tokens = models.load(where(), attn_implementation="sdpa")
     torch.nn.Module.to(model, pick_device())
     return model, tokens
+
+
+# Sums, scored by a rule of ours
 
 
 def is_held_out(pair: Pair) -> bool:
@@ -89,25 +123,8 @@ def pairs(
     return found
 
 
-def prompt(
-    tokens: PreTrainedTokenizerBase, pair: Pair, shots: bool = False
-) -> list[int]:
-    """The question as the model's chat template has it; four examples before it."""
-    examples = [(12, 7), (31, 25), (8, 40), (46, 17)] if shots else []
-    said = [{"role": "system", "content": SYSTEM}]
-    for a, b in examples:
-        said.append({"role": "user", "content": f"What is {a}+{b}?"})
-        said.append({"role": "assistant", "content": f"{a} + {b} = {a + b}"})
-    said.append({"role": "user", "content": f"What is {pair[0]}+{pair[1]}?"})
-    found: Any = tokens.apply_chat_template(said, add_generation_prompt=True)
-    return list(found["input_ids"])
-
-
-def texts(tokens: PreTrainedTokenizerBase, answers: Trajectories) -> list[str]:
-    rows = zip(answers.actions, answers.mask, strict=True)
-    said = [row[mask].tolist() for row, mask in rows]
-    found: list[str] = tokens.batch_decode(said, skip_special_tokens=True)
-    return found
+def sum_asked(pair: Pair) -> str:
+    return f"What is {pair[0]}+{pair[1]}?"
 
 
 def numbers_in(text: str) -> list[int]:
@@ -138,29 +155,113 @@ def by_coin(
     return torch.randint(2, (len(said),), generator=generator).float().tolist()
 
 
+def sums_to_train_on(count: int, generator: torch.Generator) -> list[Pair]:
+    return pairs(TRAINED_ON, count, held_out=False, generator=generator)
+
+
+SUMS = Task("Answer with the sum only.", sums_to_train_on, sum_asked, by_rule)
+BY_COIN = Task("Answer with the sum only.", sums_to_train_on, sum_asked, by_coin)
+
+
+# Products of one digit each, asked and scored by the package reasoning-gym
+
+
+@cache
+def gym() -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(
+        "products", min_terms=2, max_terms=2, min_digits=1, max_digits=1, seed=1
+    )
+
+
+def products(*, held_out: bool) -> list[dict[str, Any]]:
+    """Each question of the package once; the pairs are held out by the rule of ours."""
+    once = {entry["question"]: entry for entry in gym()}
+    return [entry for entry in once.values() if is_held_out(pair_of(entry)) == held_out]
+
+
+def pair_of(entry: dict[str, Any]) -> Pair:
+    a, b = map(int, entry["metadata"]["expression"].split(" * "))
+    return a, b
+
+
+def products_to_train_on(
+    count: int, generator: torch.Generator
+) -> list[dict[str, Any]]:
+    found = products(held_out=False)
+    drawn = torch.randperm(len(found), generator=generator)[:count]
+    return [found[k] for k in drawn.tolist()]
+
+
+def product_asked(entry: dict[str, Any]) -> str:
+    question: str = entry["question"]
+    return question
+
+
+def by_gym(
+    asked: Sequence[Any], said: Sequence[str], generator: torch.Generator
+) -> list[float]:
+    """1 if nothing is said but the product; the product's share of the letters, else.
+
+    So the package has it.
+    """
+    both = zip(asked, said, strict=True)
+    return [gym().score_answer(text.strip(), entry) for entry, text in both]
+
+
+PRODUCTS = Task("Give the answer only.", products_to_train_on, product_asked, by_gym)
+
+
+# Asking and training
+
+
+def prompt(
+    tokens: PreTrainedTokenizerBase,
+    question: str,
+    system: str = SUMS.system,
+    examples: Sequence[Pair] = (),
+) -> list[int]:
+    """The question as the model's chat template has it, after answered examples."""
+    said = [{"role": "system", "content": system}]
+    for a, b in examples:
+        said.append({"role": "user", "content": sum_asked((a, b))})
+        said.append({"role": "assistant", "content": f"{a} + {b} = {a + b}"})
+    said.append({"role": "user", "content": question})
+    found: Any = tokens.apply_chat_template(said, add_generation_prompt=True)
+    return list(found["input_ids"])
+
+
+def texts(tokens: PreTrainedTokenizerBase, answers: Trajectories) -> list[str]:
+    rows = zip(answers.actions, answers.mask, strict=True)
+    said = [row[mask].tolist() for row, mask in rows]
+    found: list[str] = tokens.batch_decode(said, skip_special_tokens=True)
+    return found
+
+
 def sample(
     policy: TransformerPolicy,
     tokens: PreTrainedTokenizerBase,
-    asked: Sequence[Pair],
-    reward: Reward,
+    task: Task,
+    count: int,
     generator: torch.Generator,
-) -> tuple[Trajectories, list[str]]:
-    """A group of answers to each question, with their scores as rewards."""
+) -> Trajectories:
+    """A group of answers to each of so many questions, with their scores."""
+    asked = task.draw(count, generator)
     answers = generate(
         policy,
-        [prompt(tokens, pair) for pair in asked],
+        [prompt(tokens, task.ask(one), task.system) for one in asked],
         group_size=SIZE,
         max_new_tokens=LIMIT,
         generator=generator,
     )
-    said = texts(tokens, answers)
-    each = [pair for pair in asked for _ in range(SIZE)]
-    scores = torch.tensor(reward(each, said, generator), device=answers.mask.device)
-    return with_scores(answers, scores), said
+    each = [one for one in asked for _ in range(SIZE)]
+    scores = task.reward(each, texts(tokens, answers), generator)
+    return with_scores(answers, torch.tensor(scores, device=answers.mask.device))
 
 
 def grpo(
-    reward: Reward,
+    task: Task,
     seed: int,
     *,
     lora: bool = False,
@@ -180,12 +281,9 @@ def grpo(
     generator = seeded(1000 * seed + rank)  # each process samples rows of its own
     curve = []
     for _ in tqdm(range(updates), disable=rank > 0 or None):
-        began = time.process_time()
-        asked = pairs(
-            TRAINED_ON, QUESTIONS // processes(), held_out=False, generator=generator
-        )
-        answers, _ = sample(policy, tokens, asked, reward, generator)
-        batch = gather(answers)
+        began, old = time.process_time(), [w.detach().clone() for w in trained]
+        count = QUESTIONS // processes()
+        batch = gather(sample(policy, tokens, task, count, generator))
         sampled = time.process_time()
         scores = batch.rewards.sum(1)
         advantages = per_step(group_relative(scores, batch.groups), batch.mask)
@@ -208,11 +306,21 @@ def grpo(
             "kl": stats.kl_mean,
             "kl_max": stats.kl_max,
             "entropy": stats.entropy,
+            "changed": share_changed(old, trained),
             "sampling": sampled - began,
             "update": time.process_time() - sampled,
         }
         curve.append({name: round(float(x), 5) for name, x in point.items()})
-    return {"seed": seed, "curve": curve, **examined(model, tokens)}
+    found = {"seed": seed, "curve": curve, "weights": sum(w.numel() for w in trained)}
+    if task is PRODUCTS:
+        return found | {"examined": products_examined(model, tokens)}
+    return found | examined(model, tokens)
+
+
+def share_changed(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> float:
+    """The share of weights that are another number now."""
+    changed = sum(int((a != b).sum()) for a, b in zip(old, new, strict=True))
+    return changed / sum(w.numel() for w in old)
 
 
 def silent(scores: torch.Tensor) -> torch.Tensor:
@@ -236,25 +344,21 @@ def fine_tuned(seed: int) -> dict[str, Any]:
     model, tokens = load()
     policy, generator = TransformerPolicy(model), seeded(1000 * seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE)
-    size = QUESTIONS * SIZE
-    losses = []
-    for _ in tqdm(range(max(1, right_answers_seen() // size))):
-        asked = pairs(TRAINED_ON, size, held_out=False, generator=generator)
-        loss, rows = 0.0, 16
+    losses, rows = [], 16
+    seen = right_answers_seen()
+    for _ in tqdm(range(seen // rows)):
+        batch = written(tokens, sums_to_train_on(rows, generator))
+        loss = -mean_over_tokens(action_logprobs(policy, batch), batch.mask)
         optimizer.zero_grad()
-        for some in (asked[k : k + rows] for k in range(0, size, rows)):
-            batch = written(tokens, some)
-            mean = mean_over_tokens(action_logprobs(policy, batch), batch.mask)
-            (-mean * len(some) / size).backward()
-            loss -= float(mean.detach()) * len(some) / size
+        loss.backward()
         optimizer.step()
-        losses.append(round(loss, 5))
-    return {"seed": seed, "losses": losses, **examined(model, tokens)}
+        losses.append(round(float(loss.detach()), 5))
+    return {"seed": seed, "seen": seen, "losses": losses, **examined(model, tokens)}
 
 
 def written(tokens: PreTrainedTokenizerBase, asked: Sequence[Pair]) -> Trajectories:
     """Right answers, "a + b = c" and the end token, as if they had been sampled."""
-    prompts = [prompt(tokens, pair) for pair in asked]
+    prompts = [prompt(tokens, sum_asked(pair)) for pair in asked]
     end = [tokens.eos_token_id]
     said = [tokens.encode(f"{a} + {b} = {a + b}") + end for a, b in asked]
     width = max(len(p) + len(s) for p, s in zip(prompts, said, strict=True))
@@ -289,7 +393,7 @@ def answered(
             policy,
             prompts[k : k + 40],
             group_size=1,
-            max_new_tokens=LIMIT,
+            max_new_tokens=LONGEST,
             generator=seeded(11),
         )
         for k in range(0, len(prompts), 40)
@@ -304,7 +408,7 @@ def examined(model: Any, tokens: PreTrainedTokenizerBase) -> dict[str, Any]:
     for name, count in TESTED_ON.items():
         low, high = map(int, name.split("-"))
         asked = pairs((low, high), count, held_out=True, generator=seeded(9))
-        plain = [prompt(tokens, pair) for pair in asked]
+        plain = [prompt(tokens, sum_asked(pair)) for pair in asked]
         begun = [
             question + tokens.encode(f"{a} + {b} =")
             for question, (a, b) in zip(plain, asked, strict=True)
@@ -320,8 +424,44 @@ def examined(model: Any, tokens: PreTrainedTokenizerBase) -> dict[str, Any]:
                 for pair, text in zip(asked, after_begun, strict=True)
             ),
         }
-    said, _ = answered(model, tokens, [prompt(tokens, pair) for pair in SHOWN], GREEDY)
-    return {"examined": found, "samples": said}
+    shown, _ = answered(model, tokens, [prompt(tokens, q) for q in SHOWN], GREEDY)
+    samples = dict(zip(SHOWN, shown, strict=True))
+    return {"examined": found, "moved": moved(model, tokens), "samples": samples}
+
+
+@torch.no_grad()
+def moved(model: Any, tokens: PreTrainedTokenizerBase) -> float:
+    """KL(model || as it came), mean over the tokens that it answers with, by k3."""
+    asked = sums_to_train_on(40, seeded(12))
+    prompts = [prompt(tokens, sum_asked(pair)) for pair in asked]
+    _, answers = answered(model, tokens, prompts, 1.0)
+    pristine, _ = load()
+    before = action_logprobs(TransformerPolicy(pristine), answers)
+    return round(float(mean_over_tokens(k3(answers.logprobs, before), answers.mask)), 4)
+
+
+def products_examined(
+    model: Any, tokens: PreTrainedTokenizerBase
+) -> dict[str, dict[str, Any]]:
+    """What it says to each product, greedy: held out, and of those for training."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, held_out in {"held out": True, "trained on": False}.items():
+        asked = products(held_out=held_out)
+        prompts = [
+            prompt(tokens, product_asked(entry), PRODUCTS.system) for entry in asked
+        ]
+        said, _ = answered(model, tokens, prompts, GREEDY)
+        scores = by_gym(asked, said, seeded(0))
+        found[name] = {
+            "questions": len(asked),
+            "right": mean(score == 1 for score in scores),
+            "score": mean(scores),
+            "samples": {
+                entry["metadata"]["expression"]: text
+                for entry, text in list(zip(asked, said, strict=True))[:12]
+            },
+        }
+    return found
 
 
 def shares(asked: Sequence[Pair], said: Sequence[str]) -> dict[str, float]:
@@ -349,9 +489,10 @@ def before() -> dict[str, Any]:
     for name, count in TESTED_ON.items():
         low, high = map(int, name.split("-"))
         asked = pairs((low, high), count, held_out=True, generator=seeded(9))
-        prompts = [prompt(tokens, pair, shots=True) for pair in asked]
+        prompts = [prompt(tokens, sum_asked(pair), examples=EXAMPLES) for pair in asked]
         shots[name] = shares(asked, answered(model, tokens, prompts, GREEDY)[0])
-    return {"few_shot": shots, **examined(model, tokens)}
+    found = {"few_shot": shots, **examined(model, tokens)}
+    return found | {"products": products_examined(model, tokens)}
 
 
 def right_answers_seen() -> int:
@@ -365,31 +506,43 @@ def kept(name: str) -> Path:
     return HOME / "runs" / f"{name}.json"
 
 
-TASKS: dict[str, Callable[[], dict[str, Any]]] = {
+RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "before": before,
-    **{f"rule-{seed}": partial(grpo, by_rule, seed) for seed in SEEDS},
-    **{f"coin-{seed}": partial(grpo, by_coin, seed) for seed in SEEDS},
+    **{f"rule-{seed}": partial(grpo, SUMS, seed) for seed in SEEDS},
+    **{f"coin-{seed}": partial(grpo, BY_COIN, seed) for seed in SEEDS},
     **{f"tuned-{seed}": partial(fine_tuned, seed) for seed in SEEDS},
-    **{f"lora-{seed}": partial(grpo, by_rule, seed, lora=True) for seed in SEEDS},
+    **{f"lora-{seed}": partial(grpo, SUMS, seed, lora=True) for seed in SEEDS},
+    **{f"products-{seed}": partial(grpo, PRODUCTS, seed) for seed in SEEDS},
+    "bfloat16-0": partial(grpo, SUMS, 0, updates=8, dtype=torch.bfloat16),
 }
+
+
+def run(name: str) -> None:
+    began = time.process_time()
+    found = RUNS[name]()
+    found["cpu_seconds"] = round(time.process_time() - began)
+    # In KiB on Linux. That of a process that has made this run and nothing else.
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if processes() == 1 or dist.get_rank() == 0:
+        kept(name).write_text(json.dumps(found, indent=1))
 
 
 def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    if "RANK" in os.environ:  # started by torchrun
+    started_by_torchrun = "RANK" in os.environ
+    if started_by_torchrun:
         dist.init_process_group()
-    first = processes() == 1 or dist.get_rank() == 0
     kept("").parent.mkdir(parents=True, exist_ok=True)
-    for name in names or TASKS:
+    for name in names or RUNS:
         if kept(name).is_file():
             continue
-        began = time.process_time()
-        found = TASKS[name]()
-        found["cpu_seconds"] = round(time.process_time() - began)
-        if first:
-            kept(name).write_text(json.dumps(found, indent=1))
-    if not names and first:
-        runs = {name: json.loads(kept(name).read_text()) for name in TASKS}
+        if names or started_by_torchrun:
+            run(name)
+        else:  # a process of its own, whose memory is then its own
+            command = [sys.executable, "-m", "experiments.real_model", name]
+            subprocess.run(command, check=True)
+    if not names and not started_by_torchrun:
+        runs = {name: json.loads(kept(name).read_text()) for name in RUNS}
         seconds = sum(run["cpu_seconds"] for run in runs.values())
         store("real_model", {"model": where_from(), **runs}, earlier=seconds)
 
