@@ -32,7 +32,8 @@ NOTEBOOKS ?=
 EXPERIMENTS ?= reinforce trpo ppo reward_model rlhf grpo grpo_family thinking side_by_side
 
 .PHONY: help book test check unit nbval notebooks results figures lab test-peers
-.PHONY: sweep mutants test-lowest address test-portability notebooks-gpu gpu-check clean
+.PHONY: sweep mutants test-lowest address test-portability notebooks-gpu gpu-check
+.PHONY: real-model clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -54,6 +55,7 @@ help:
 	@echo 'make test-portability  nbval as other processors and thread counts compute'
 	@echo 'make notebooks-gpu     execute the notebooks on CUDA, where outputs may differ'
 	@echo 'make gpu-check         what only a graphics card can show; without one a rehearsal'
+	@echo 'make real-model        fetch SmolLM2 and train it for three updates, as its chapter does'
 	@echo 'make address NEW=...   move the repository to another address, everywhere'
 	@echo 'make clean             remove what was built; the environments stay'
 
@@ -98,6 +100,9 @@ notebooks-gpu: $(ALL_READY)
 
 gpu-check: $(ALL_READY)
 	@PYTHONPATH=. $(ALL)/bin/python tools/gpu_check.py
+
+real-model: $(ALL_READY)
+	@PYTHONPATH=. $(ALL)/bin/python tools/real_model.py
 
 notebooks: $(ALL_READY)
 	@$(ALL)/bin/python tools/run_notebooks.py $(NOTEBOOKS)

@@ -1,19 +1,23 @@
-"""GRPO on the language model: our loop beside TRL's `GRPOTrainer`, in one run.
+"""GRPO on a language model: our loop beside TRL's `GRPOTrainer`, in one run.
 
     pip install -r requirements.txt -r requirements-peers.txt
     python -m benchmarks.grpo
+    python tools/fetch_real_model.py
+    python -m benchmarks.grpo --task real --seeds 0 --updates 6
 
-Both train the "sft" model on the same questions, 16 x 16 answers an update, in two
-epochs of one step each. The settings below hold for both. Each trainer has a process of
-its own, whose memory is then its own, and one thread. The two take turns, 10 updates at
-a time, so that a busy moment of the machine does not hit one of them alone. Only
+Both train the same model on the same questions: the "sft" model, 16 x 16 answers an
+update, in two epochs of one step each; or SmolLM2-135M-Instruct, 16 x 8 answers, one
+epoch, as in the chapter on it. The settings below hold for both. Each trainer has a
+process of its own, whose memory is then its own, and one thread. The two take turns of
+some updates, so that a busy moment of the machine does not hit one of them alone. Only
 training is timed. The accuracy is measured on held-out questions by a third process,
 and TRL's true KL, which it does not compute itself, while its clock stands still.
 
 In both the model's attention is PyTorch's fused kernel ("sdpa"), which is faster. Of
 TRL all is off that can be: evaluation, logging, saving, the progress bar, gradient
-checkpointing and clipping. Data come without workers. Ours runs 64 rows of like length
-at a time. Runs on Linux.
+checkpointing and clipping. Data come without workers. Ours runs some rows of like
+length at a time; TRL runs as many, or the whole batch where that is as fast and fits.
+Runs on Linux.
 
 `--seeds 5 --updates 20` trains once, for 20 updates.
 """
@@ -22,6 +26,7 @@ import argparse
 import copy
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -36,23 +41,135 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments import real_model
 from experiments.answers import LIMIT, fresh_sft, measure, seeded
 from rl_notes.advantages import group_relative, per_step
 from rl_notes.divergences import kl_exact
 from rl_notes.language import arithmetic, tokenizer
-from rl_notes.language.answers import answer
+from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.policies import TransformerPolicy
 from rl_notes.updates import grpo_update
 
-SEEDS, UPDATES, TURN = range(5), 30, 10
-GROUPS, SIZE = 16, 16
-LEARNING_RATE, CLIP, EPOCHS = 1e-4, 0.2, 2
-MICRO_BATCH = 64
-ASKED = 1000  # held-out questions
-SHARES = ("greedy", "sampled", "work", "length")
+CLIP = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both trainers train, and on what.
+
+    Attributes:
+        model: The model as it is before, a new one at each call.
+        tokens: Its tokenizer.
+        questions: So many prompts for training, as texts.
+        reward: The score of each answer, in TRL's convention.
+        accuracy: What a model can do, on held-out questions.
+        shares: The names of what `accuracy` finds.
+        groups, size, limit: Questions an update, answers to each, tokens of each.
+        epochs, rate: Steps an update, and the learning rate of Adam.
+        micro_batch: How many rows ours runs at a time.
+        of_trl: How many rows TRL runs at a time.
+        seeds, updates, turn: How long both train, and for how many updates in turn.
+    """
+
+    model: Callable[[], PreTrainedModel]
+    tokens: Callable[[], PreTrainedTokenizerBase]
+    questions: Callable[[int, torch.Generator], list[str]]
+    reward: Callable[..., list[float]]
+    accuracy: Callable[[PreTrainedModel], dict[str, float]]
+    shares: Sequence[str]
+    groups: int
+    size: int
+    limit: int
+    epochs: int
+    rate: float
+    micro_batch: int
+    of_trl: int
+    seeds: Sequence[int]
+    updates: int
+    turn: int
+
+
+def little_questions(count: int, generator: torch.Generator) -> list[str]:
+    return arithmetic.questions(count, held_out=False, generator=generator)
+
+
+def little_accuracy(model: PreTrainedModel) -> dict[str, float]:
+    return measure(model, questions=1000, size=1)
+
+
+def real_questions(count: int, generator: torch.Generator) -> list[str]:
+    """Sums as the chat template has them."""
+    _, tokens = real_model.load()
+    pairs = real_model.sums_to_train_on(count, generator)
+    return [
+        tokens.decode(real_model.prompt(tokens, real_model.sum_asked(pair)))
+        for pair in pairs
+    ]
+
+
+def real_reward(
+    prompts: Sequence[str], completions: Sequence[str], **_: object
+) -> list[float]:
+    """1 if the last number of the answer is the sum that the prompt asks for."""
+    found = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        a, b = re.findall(r"What is (\d+)\+(\d+)\?", prompt)[-1]
+        found.append(float(real_model.is_right((int(a), int(b)), completion)))
+    return found
+
+
+def real_accuracy(model: PreTrainedModel) -> dict[str, float]:
+    _, tokens = real_model.load()
+    asked = real_model.pairs((10, 49), 80, held_out=True, generator=seeded(9))
+    prompts = [real_model.prompt(tokens, real_model.sum_asked(pair)) for pair in asked]
+    found = {}
+    for name, temperature in {"greedy": real_model.GREEDY, "sampled": 1.0}.items():
+        said, _ = real_model.answered(model, tokens, prompts, temperature)
+        found[name] = real_model.shares(asked, said)["right"]
+    return found
+
+
+TASKS = {
+    "little": Task(
+        model=fresh_sft,
+        tokens=tokenizer.build,
+        questions=little_questions,
+        reward=arithmetic.accuracy_reward,
+        accuracy=little_accuracy,
+        shares=("greedy", "sampled", "work", "length"),
+        groups=16,
+        size=16,
+        limit=LIMIT,
+        epochs=2,
+        rate=1e-4,
+        micro_batch=64,
+        of_trl=256,
+        seeds=range(5),
+        updates=30,
+        turn=10,
+    ),
+    "real": Task(
+        model=lambda: real_model.load()[0],
+        tokens=lambda: real_model.load()[1],
+        questions=real_questions,
+        reward=real_reward,
+        accuracy=real_accuracy,
+        shares=("greedy", "sampled"),
+        groups=real_model.QUESTIONS,
+        size=real_model.SIZE,
+        limit=real_model.LIMIT,
+        epochs=1,
+        rate=real_model.LEARNING_RATE,
+        micro_batch=16,
+        of_trl=16,
+        seeds=range(3),
+        updates=12,
+        turn=6,
+    ),
+}
 
 
 class Turn:
@@ -61,8 +178,9 @@ class Turn:
     The clock stands still while the other trainer's turn lasts.
     """
 
-    def __init__(self, parent: Connection) -> None:
+    def __init__(self, parent: Connection, length: int) -> None:
         self.parent = parent
+        self.length = length
         self.kls: list[float] = []
         self.seconds = 0.0
         self.begin = 0.0
@@ -76,7 +194,7 @@ class Turn:
     def end_update(self, model: nn.Module, kl: float) -> None:
         """To be called while the clock stands still."""
         self.kls.append(kl)
-        if len(self.kls) % TURN == 0:
+        if len(self.kls) % self.length == 0:
             weights = {name: x.numpy() for name, x in model.state_dict().items()}
             self.parent.send((weights, self.kls, self.seconds))
             self.parent.recv()
@@ -93,32 +211,38 @@ def memory() -> tuple[float, float]:
     return now / 1024, most / 1024
 
 
-def ours(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
+def ours(task: Task, asked: Sequence[str], seed: int, turn: Turn | None) -> int:
     """Train; return how many steps the optimizer took."""
-    model = fresh_sft()
+    model, tokens = task.model(), task.tokens()
     model.set_attn_implementation("sdpa")
     policy = TransformerPolicy(model)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=task.rate)
     generator = seeded(seed)
     if turn:
         turn.resume()
-    for first in range(0, len(asked), GROUPS):
-        questions = asked[first : first + GROUPS]
-        batch, prompts, answers = answer(
-            policy, questions, group_size=SIZE, generator=generator
+    for first in range(0, len(asked), task.groups):
+        questions = asked[first : first + task.groups]
+        batch = generate(
+            policy,
+            [tokens.encode(question) for question in questions],
+            group_size=task.size,
+            max_new_tokens=task.limit,
+            generator=generator,
         )
-        scores = torch.tensor(arithmetic.accuracy_reward(prompts, answers))
+        prompts = [question for question in questions for _ in range(task.size)]
+        answers = real_model.texts(tokens, batch)
+        scores = torch.tensor(task.reward(prompts, answers))
         stats = grpo_update(
             policy,
             optimizer,
             batch,
             per_step(group_relative(scores, batch.groups), batch.mask),
             objective=partial(token_clip, clip_low=CLIP, clip_high=CLIP),
-            epochs=EPOCHS,
+            epochs=task.epochs,
             minibatches=1,
             generator=generator,
             aggregate=mean_over_tokens,
-            micro_batch=MICRO_BATCH,
+            micro_batch=task.micro_batch,
         )
         if turn:
             turn.pause()
@@ -127,13 +251,13 @@ def ours(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
     return steps_of(optimizer)
 
 
-def theirs(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
+def theirs(task: Task, asked: Sequence[str], seed: int, turn: Turn | None) -> int:
     """Train; return how many steps the optimizer took."""
     from datasets import Dataset  # not in the other trainer's memory
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    model = fresh_sft()
+    model = task.model()
     model.set_attn_implementation("sdpa")
     old = copy.deepcopy(model)
 
@@ -142,9 +266,9 @@ def theirs(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
             turn.resume()
 
         def on_step_end(self, args, state, *_: object, **__: object) -> None:
-            if state.global_step % EPOCHS == 0:
+            if state.global_step % task.epochs == 0:
                 turn.pause()
-                kl = movement(old, model, trainer._buffered_inputs[0])
+                kl = movement(old, model, trainer._buffered_inputs)
                 old.load_state_dict(model.state_dict())
                 turn.end_update(model, kl)
                 turn.resume()
@@ -153,13 +277,13 @@ def theirs(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
         config = GRPOConfig(
             output_dir=folder,
             seed=seed,
-            max_steps=EPOCHS * len(asked) // GROUPS,
-            # One update: 16 x 16 answers, two epochs, one step each.
-            per_device_train_batch_size=GROUPS * SIZE,
-            gradient_accumulation_steps=1,
-            num_generations=SIZE,
-            num_iterations=EPOCHS,
-            max_completion_length=LIMIT,
+            max_steps=task.epochs * len(asked) // task.groups,
+            # One update: all answers are sampled, and each epoch is one step.
+            per_device_train_batch_size=task.of_trl,
+            gradient_accumulation_steps=task.groups * task.size // task.of_trl,
+            num_generations=task.size,
+            num_iterations=task.epochs,
+            max_completion_length=task.limit,
             temperature=1.0,
             # The objective: that of DAPO is the mean over tokens.
             loss_type="dapo",
@@ -168,7 +292,7 @@ def theirs(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
             epsilon_high=CLIP,
             beta=0.0,
             # The optimizer.
-            learning_rate=LEARNING_RATE,
+            learning_rate=task.rate,
             lr_scheduler_type="constant",
             weight_decay=0.0,
             max_grad_norm=0.0,
@@ -187,10 +311,10 @@ def theirs(asked: Sequence[str], seed: int, turn: Turn | None) -> int:
         )
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=arithmetic.accuracy_reward,
+            reward_funcs=task.reward,
             args=config,
             train_dataset=Dataset.from_list([{"prompt": text} for text in asked]),
-            processing_class=tokenizer.build(),
+            processing_class=task.tokens(),
             callbacks=[Watch()] if turn else [],
         )
         trainer.remove_callback(PrinterCallback)
@@ -206,46 +330,54 @@ def steps_of(optimizer: torch.optim.Optimizer) -> int:
 
 
 @torch.no_grad()
-def movement(old: nn.Module, new: nn.Module, batch: dict[str, Tensor]) -> float:
+def movement(
+    old: nn.Module, new: nn.Module, parts: Sequence[dict[str, Tensor]]
+) -> float:
     """KL(old || new) of TRL's batch, as ours: mean over the steps of rows in use."""
-    used = batch["advantages"] != 0
-    if not bool(used.any()):
-        used = ~used
-    pairs = (("prompt_ids", "completion_ids"), ("prompt_mask", "completion_mask"))
-    ids, seen = (torch.cat([batch[k][used] for k in pair], dim=1) for pair in pairs)
-    answers = batch["completion_mask"][used].bool()
-    here = slice(-answers.shape[1] - 1, -1)  # what the answers' tokens were drawn from
-    before, after = (
-        model(input_ids=ids, attention_mask=seen).logits[:, here]
-        for model in (old, new)
-    )
-    return float(mean_over_tokens(kl_exact(before, after), answers))
+    in_use = any(bool((part["advantages"] != 0).any()) for part in parts)
+    total, steps = 0.0, 0
+    for part in parts:
+        used = (part["advantages"] != 0) | (not in_use)
+        if not bool(used.any()):
+            continue
+        pairs = (("prompt_ids", "completion_ids"), ("prompt_mask", "completion_mask"))
+        ids, seen = (torch.cat([part[k][used] for k in pair], dim=1) for pair in pairs)
+        answers = part["completion_mask"][used].bool()
+        here = slice(-answers.shape[1] - 1, -1)  # what their tokens were drawn from
+        before, after = (
+            model(input_ids=ids, attention_mask=seen).logits[:, here]
+            for model in (old, new)
+        )
+        total += float(kl_exact(before, after)[answers].sum())
+        steps += int(answers.sum())
+    return total / steps
 
 
-TRAINERS: dict[str, Callable[[Sequence[str], int, Turn | None], int]] = {
+TRAINERS: dict[str, Callable[[Task, Sequence[str], int, Turn | None], int]] = {
     "rl_notes": ours,
     "TRL": theirs,
 }
 
 
-def work(name: str, parent: Connection) -> None:
+def work(name: str, what: str, parent: Connection) -> None:
     """The process of one trainer: a training for every job that it is given."""
+    task = TASKS[what]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     os.environ["HF_HUB_OFFLINE"] = "1"
     # The first update of a process is slow.
-    TRAINERS[name](drawn(1, seed=0), 0, None)
+    TRAINERS[name](task, drawn(task, 1, seed=0), 0, None)
     parent.send(memory())
     while (job := parent.recv()) is not None:
-        steps = TRAINERS[name](*job, Turn(parent))
+        steps = TRAINERS[name](task, *job, Turn(parent, task.turn))
         parent.send((steps, memory()))
 
 
-def started(name: str) -> Connection:
+def started(name: str, what: str) -> Connection:
     """A new process of this trainer."""
     context = get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=work, args=(name, there)).start()
+    context.Process(target=work, args=(name, what, there)).start()
     there.close()  # so that the end of the process ends the wait for it
     return here
 
@@ -273,15 +405,18 @@ class Run:
         return self.points[-1].seconds / len(self.kls)
 
 
-def drawn(updates: int, *, seed: int) -> list[str]:
+def drawn(task: Task, updates: int, *, seed: int) -> list[str]:
     """The training questions of so many updates."""
-    generator = seeded(1000 + seed)
-    return arithmetic.questions(GROUPS * updates, held_out=False, generator=generator)
+    return task.questions(task.groups * updates, seeded(1000 + seed))
 
 
-def race(workers: dict[str, Connection], seed: int, updates: int) -> dict[str, Run]:
+def race(
+    task: Task, workers: dict[str, Connection], seed: int, updates: int
+) -> dict[str, Run]:
     """Every trainer with this seed; they take turns."""
-    going = {name: in_turns(worker, seed, updates) for name, worker in workers.items()}
+    going = {
+        name: in_turns(task, worker, seed, updates) for name, worker in workers.items()
+    }
     runs: dict[str, Run] = {}
     while len(runs) < len(going):
         for name, training in going.items():
@@ -292,23 +427,21 @@ def race(workers: dict[str, Connection], seed: int, updates: int) -> dict[str, R
     return runs
 
 
-def in_turns(worker: Connection, seed: int, updates: int) -> Generator[None, None, Run]:
+def in_turns(
+    task: Task, worker: Connection, seed: int, updates: int
+) -> Generator[None, None, Run]:
     """One training, which goes on for a turn when this generator does."""
-    worker.send((drawn(updates, seed=seed), seed))
+    worker.send((drawn(task, updates, seed=seed), seed))
     points = []
-    for _ in range(updates // TURN):
+    for _ in range(updates // task.turn):
         weights, kls, seconds = worker.recv()
-        model = fresh_sft()
+        model = task.model()
         model.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
-        points.append(Point(len(kls), seconds, accuracy(model)))
+        points.append(Point(len(kls), seconds, task.accuracy(model)))
         yield
         worker.send("go on")
     steps, (_, most) = worker.recv()
     return Run(points, kls, steps, most)
-
-
-def accuracy(model: PreTrainedModel) -> dict[str, float]:
-    return measure(model, questions=ASKED, size=1)
 
 
 def middle(figures: Sequence[float], form: str) -> str:
@@ -321,9 +454,9 @@ def print_row(*cells: object) -> None:
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
-def print_seed(name: str, seed: int, run: Run) -> None:
+def print_seed(task: Task, name: str, seed: int, run: Run) -> None:
     for point in run.points:
-        shares = (point.measured[key] for key in SHARES)
+        shares = (point.measured[key] for key in task.shares)
         print_row(name, seed, point.updates, f"{point.seconds:.1f}", *shares)
 
 
@@ -348,9 +481,9 @@ def print_speed(found: dict[str, list[Run]], before: dict[str, float]) -> None:
     print(f"\nSeed by seed ours makes {middle(ratios, '.2f')} times as many.\n")
 
 
-def print_curves(found: dict[str, list[Run]]) -> None:
-    print_row("updates", "trainer", "CPU-seconds", *SHARES)
-    print_row("---:", "---", *(["---:"] * (1 + len(SHARES))))
+def print_curves(task: Task, found: dict[str, list[Run]]) -> None:
+    print_row("updates", "trainer", "CPU-seconds", *task.shares)
+    print_row("---:", "---", *(["---:"] * (1 + len(task.shares))))
     for index in range(len(found["TRL"][0].points)):
         for name, runs in found.items():
             points = [run.points[index] for run in runs]
@@ -358,36 +491,39 @@ def print_curves(found: dict[str, list[Run]]) -> None:
                 points[0].updates,
                 name,
                 middle([point.seconds for point in points], ".1f"),
-                *(middle([p.measured[key] for p in points], ".2f") for key in SHARES),
+                *(middle([p.measured[k] for p in points], ".2f") for k in task.shares),
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--task", choices=TASKS, default="little")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--updates", type=int)
     given = parser.parse_args()
-    if given.updates < TURN or given.updates % TURN:
-        parser.error(f"--updates must be a multiple of {TURN}")
+    task = TASKS[given.task]
+    updates = given.updates or task.updates
+    if updates % task.turn:
+        parser.error(f"--updates must be a multiple of {task.turn}")
     torch.set_num_threads(1)
     packages = ("torch", "transformers", "trl", "accelerate")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     print(f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores")
-    start = accuracy(fresh_sft())
-    print("before:", ", ".join(f"{key} {start[key]}" for key in SHARES), "\n")
-    workers = {name: started(name) for name in TRAINERS}
+    start = task.accuracy(task.model())
+    print("before:", ", ".join(f"{key} {start[key]}" for key in task.shares), "\n")
+    workers = {name: started(name, given.task) for name in TRAINERS}
     before = {name: worker.recv()[0] for name, worker in workers.items()}
-    print_row("trainer", "seed", "updates", "CPU-seconds", *SHARES)
-    print_row("---", *(["---:"] * (3 + len(SHARES))))
+    print_row("trainer", "seed", "updates", "CPU-seconds", *task.shares)
+    print_row("---", *(["---:"] * (3 + len(task.shares))))
     found: dict[str, list[Run]] = {name: [] for name in TRAINERS}
-    for seed in given.seeds:
-        for name, run in race(workers, seed, given.updates).items():
+    for seed in given.seeds or task.seeds:
+        for name, run in race(task, workers, seed, updates).items():
             found[name].append(run)
-            print_seed(name, seed, run)
+            print_seed(task, name, seed, run)
     for worker in workers.values():
         worker.send(None)
     print_speed(found, before)
-    print_curves(found)
+    print_curves(task, found)
 
 
 if __name__ == "__main__":

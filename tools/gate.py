@@ -55,6 +55,7 @@ def environment(library: Path) -> dict[str, str]:
     settings of Jupyter, IPython or Matplotlib have a say.
     """
     dropped = {"MPLBACKEND", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "PYTHONHOME"}
+    dropped |= {"RL_NOTES_REAL_MODEL"}  # the chapter on it shows its stored runs
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {
         "PYTHONPATH": os.pathsep.join([str(library), str(OFFLINE)]),
@@ -63,6 +64,7 @@ def environment(library: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(BUILD / "hub"),  # empty: no model of the Hub is at hand
         "TQDM_DISABLE": "1",  # progress bars are for people
         "MPLCONFIGDIR": str(BUILD / "matplotlib"),
         "IPYTHONDIR": str(BUILD / "ipython"),
