@@ -386,6 +386,7 @@ def answered(
     tokens: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     temperature: float,
+    limit: int = LONGEST,
 ) -> tuple[list[str], Trajectories]:
     policy = TransformerPolicy(model, temperature)
     found = [
@@ -393,7 +394,7 @@ def answered(
             policy,
             prompts[k : k + 40],
             group_size=1,
-            max_new_tokens=LONGEST,
+            max_new_tokens=limit,
             generator=seeded(11),
         )
         for k in range(0, len(prompts), 40)
@@ -495,6 +496,19 @@ def before() -> dict[str, Any]:
     return found | {"products": products_examined(model, tokens)}
 
 
+def longer() -> dict[str, Any]:
+    """The model as it comes, when its answers may be four times as long."""
+    model, tokens = load()
+    found = {}
+    for name, count in TESTED_ON.items():
+        low, high = map(int, name.split("-"))
+        asked = pairs((low, high), count, held_out=True, generator=seeded(9))
+        prompts = [prompt(tokens, sum_asked(pair)) for pair in asked]
+        said, _ = answered(model, tokens, prompts, GREEDY, 4 * LIMIT)
+        found[name] = shares(asked, said) | {"samples": said[:6]}
+    return {"examined": found}
+
+
 def right_answers_seen() -> int:
     """How many of the answers that the runs with the rule sampled were right, mean."""
     runs = [json.loads(kept(f"rule-{seed}").read_text()) for seed in SEEDS]
@@ -508,6 +522,7 @@ def kept(name: str) -> Path:
 
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "before": before,
+    "longer": longer,
     **{f"rule-{seed}": partial(grpo, SUMS, seed) for seed in SEEDS},
     **{f"coin-{seed}": partial(grpo, BY_COIN, seed) for seed in SEEDS},
     **{f"tuned-{seed}": partial(fine_tuned, seed) for seed in SEEDS},
