@@ -15,6 +15,7 @@ from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_
 from rl_notes.exercises.maze import check_discounted_return, check_success_rate
 from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
 from rl_notes.exercises.ppo import check_clipped_surrogate, check_epoch_objectives
+from rl_notes.exercises.real_model import check_rounding_by_chance
 from rl_notes.exercises.reward_model import (
     check_preference_loss,
     check_score_at_end,
@@ -58,6 +59,7 @@ __all__ = [
     "check_padded_gae",
     "check_pass_at_k",
     "check_preference_loss",
+    "check_rounding_by_chance",
     "check_rule",
     "check_sampled_mask",
     "check_score_at_end",

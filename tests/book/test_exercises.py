@@ -701,6 +701,32 @@ def signed_bias(estimates, exact, weights):
     return [float(weights @ (estimates.mean(1) - exact)), noise]
 
 
+# Rounding by chance
+
+
+def by_gaps(x, u):
+    """From the distance between neighbours, a power of two."""
+    gap = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 8)
+    steps = x.abs() / gap
+    return x.sign() * gap * (steps.floor() + (u < steps.frac()))
+
+
+def by_bits(x, u):
+    below = 65535 - (u * 65536).int()
+    return ((x.view(torch.int32) + below) >> 16 << 16).view(torch.float32)
+
+
+def towards_zero(x, u):
+    return by_bits(x, torch.full_like(u, 0.99999))
+
+
+def by_threshold(x, chance):
+    """Away from zero where the chance, given the share of the way, says so."""
+    gap = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 8)
+    steps = x.abs() / gap
+    return x.sign() * gap * (steps.floor() + chance(steps.frac()))
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -1174,6 +1200,19 @@ EXERCISES = {
             "all k are right": lambda right, k: 1 - over_all_choices(1 - right, k),
         },
         wrong_shape=lambda right, k: [over_all_choices(right, k)],
+    ),
+    "rounding_by_chance": Exercise(
+        exercises.check_rounding_by_chance,
+        right=[by_gaps, by_bits],
+        mistakes={
+            "nearest neighbour": lambda x, u: x.bfloat16().float(),
+            "always the neighbour towards zero": lambda x, u: by_bits(
+                x, u * 0 + 0.99999
+            ),
+            "the other way round": lambda x, u: by_threshold(x, lambda way: u >= way),
+            "half of the time": lambda x, u: by_threshold(x, lambda way: u < 0.5),
+        },
+        wrong_shape=lambda x, u: by_gaps(x, u)[:, None],
     ),
     "rule": Exercise(
         exercises.check_rule,
