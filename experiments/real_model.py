@@ -14,6 +14,7 @@ these. On several processes the same file shares the sampling and the updates ou
     torchrun --nproc-per-node 2 -m experiments.real_model
 """
 
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from rl_notes.advantages import group_relative, per_step
 from rl_notes.device import pick_device
 from rl_notes.divergences import k3
 from rl_notes.language import models
+from rl_notes.language.arithmetic import is_held_out
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
 from rl_notes.parallel import gather, processes
@@ -52,8 +54,14 @@ LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 2e-4
 GREEDY = 1e-3
 SEEDS = range(3)
 TRAINED_ON = (1, 49)
-# Numbers from and to, and how many held-out pairs of them are asked.
-TESTED_ON = {"1-9": 17, "10-49": 80, "50-99": 80, "100-999": 80}
+ASKED = 80  # sums of each kind, when a model is examined
+# Their numbers from and to, and whether the pairs are held out.
+EXAMS = {
+    "trained on": (TRAINED_ON, False),
+    "10-49": ((10, 49), True),
+    "50-99": ((50, 99), True),
+    "100-999": ((100, 999), True),
+}
 EXAMPLES = [(12, 7), (31, 25), (8, 40), (46, 17)]
 SHOWN = [
     *(f"What is {a}+{b}?" for a, b in [(3, 4), (16, 6), (37, 48), (64, 78)]),
@@ -105,11 +113,6 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 # Sums, scored by a rule of ours
 
 
-def is_held_out(pair: Pair) -> bool:
-    """One pair of numbers in five, in either order, is never trained on."""
-    return (31 * min(pair) + max(pair)) % 5 == 0
-
-
 def pairs(
     numbers: Pair, count: int, *, held_out: bool, generator: torch.Generator
 ) -> list[Pair]:
@@ -118,7 +121,7 @@ def pairs(
     low, high = numbers
     while len(found) < count:
         a, b = torch.randint(low, high + 1, (2,), generator=generator).tolist()
-        if is_held_out((a, b)) == held_out and (a, b) not in found:
+        if is_held_out(a, b) == held_out and (a, b) not in found:
             found.append((a, b))
     return found
 
@@ -176,9 +179,17 @@ def gym() -> Any:
 
 
 def products(*, held_out: bool) -> list[dict[str, Any]]:
-    """Each question of the package once; the pairs are held out by the rule of ours."""
-    once = {entry["question"]: entry for entry in gym()}
-    return [entry for entry in once.values() if is_held_out(pair_of(entry)) == held_out]
+    """Each question of the package once; one pair in five, either way, is held out.
+
+    By a hash, so that what is held out has nothing in common but that.
+    """
+    found = []
+    for entry in {entry["question"]: entry for entry in gym()}.values():
+        low, high = sorted(pair_of(entry))
+        digest = hashlib.sha256(f"{low}*{high}".encode("ascii")).digest()
+        if (int.from_bytes(digest[:8], "big") % 5 == 0) == held_out:
+            found.append(entry)
+    return found
 
 
 def pair_of(entry: dict[str, Any]) -> Pair:
@@ -267,8 +278,8 @@ def grpo(
     lora: bool = False,
     updates: int = UPDATES,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Any]:
-    """Train the model; what each update found, and what the model can do at the end."""
+) -> tuple[Any, dict[str, Any]]:
+    """Train the model; it, what each update found, and what it can do at the end."""
     model, tokens = load()
     model.to(dtype)  # type: ignore[arg-type]
     if lora:
@@ -313,8 +324,8 @@ def grpo(
         curve.append({name: round(float(x), 5) for name, x in point.items()})
     found = {"seed": seed, "curve": curve, "weights": sum(w.numel() for w in trained)}
     if task is PRODUCTS:
-        return found | {"examined": products_examined(model, tokens)}
-    return found | examined(model, tokens)
+        return model, found | {"examined": products_examined(model, tokens)}
+    return model, found | examined(model, tokens)
 
 
 def share_changed(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> float:
@@ -339,7 +350,7 @@ def with_lora(model: PreTrainedModel) -> Any:
     return get_peft_model(model, config).eval()
 
 
-def fine_tuned(seed: int) -> dict[str, Any]:
+def fine_tuned(seed: int) -> tuple[Any, dict[str, Any]]:
     """One pass over as many right answers as the rule's runs saw, written in a form."""
     model, tokens = load()
     policy, generator = TransformerPolicy(model), seeded(1000 * seed)
@@ -353,7 +364,8 @@ def fine_tuned(seed: int) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         losses.append(round(float(loss.detach()), 5))
-    return {"seed": seed, "seen": seen, "losses": losses, **examined(model, tokens)}
+    found = {"seed": seed, "seen": seen, "losses": losses}
+    return model, found | examined(model, tokens)
 
 
 def written(tokens: PreTrainedTokenizerBase, asked: Sequence[Pair]) -> Trajectories:
@@ -403,12 +415,17 @@ def answered(
     return said, found[0]
 
 
+def exam(name: str) -> list[Pair]:
+    """The sums of an exam, the same for every model."""
+    numbers, held_out = EXAMS[name]
+    return pairs(numbers, ASKED, held_out=held_out, generator=seeded(9))
+
+
 def examined(model: Any, tokens: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a model does with held-out pairs, always the same, and what it says."""
+    """What a model does in each exam, and what it says to questions of any kind."""
     found: dict[str, Any] = {}
-    for name, count in TESTED_ON.items():
-        low, high = map(int, name.split("-"))
-        asked = pairs((low, high), count, held_out=True, generator=seeded(9))
+    for name in EXAMS:
+        asked = exam(name)
         plain = [prompt(tokens, sum_asked(pair)) for pair in asked]
         begun = [
             question + tokens.encode(f"{a} + {b} =")
@@ -483,30 +500,28 @@ def mean(those: Any) -> float:
     return round(sum(those) / len(those), 4) if those else 0.0
 
 
-def before() -> dict[str, Any]:
+def before() -> tuple[Any, dict[str, Any]]:
     """The model as it comes, and with four examples before the question."""
     model, tokens = load()
     shots = {}
-    for name, count in TESTED_ON.items():
-        low, high = map(int, name.split("-"))
-        asked = pairs((low, high), count, held_out=True, generator=seeded(9))
+    for name in EXAMS:
+        asked = exam(name)
         prompts = [prompt(tokens, sum_asked(pair), examples=EXAMPLES) for pair in asked]
         shots[name] = shares(asked, answered(model, tokens, prompts, GREEDY)[0])
     found = {"few_shot": shots, **examined(model, tokens)}
-    return found | {"products": products_examined(model, tokens)}
+    return None, found | {"products": products_examined(model, tokens)}
 
 
-def longer() -> dict[str, Any]:
+def longer() -> tuple[Any, dict[str, Any]]:
     """The model as it comes, when its answers may be four times as long."""
     model, tokens = load()
     found = {}
-    for name, count in TESTED_ON.items():
-        low, high = map(int, name.split("-"))
-        asked = pairs((low, high), count, held_out=True, generator=seeded(9))
+    for name in EXAMS:
+        asked = exam(name)
         prompts = [prompt(tokens, sum_asked(pair)) for pair in asked]
         said, _ = answered(model, tokens, prompts, GREEDY, 4 * LIMIT)
         found[name] = shares(asked, said) | {"samples": said[:6]}
-    return {"examined": found}
+    return None, {"examined": found}
 
 
 def right_answers_seen() -> int:
@@ -520,7 +535,7 @@ def kept(name: str) -> Path:
     return HOME / "runs" / f"{name}.json"
 
 
-RUNS: dict[str, Callable[[], dict[str, Any]]] = {
+RUNS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "before": before,
     "longer": longer,
     **{f"rule-{seed}": partial(grpo, SUMS, seed) for seed in SEEDS},
@@ -533,12 +548,15 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def run(name: str) -> None:
+    """Make a run, and keep what it found and the model that it trained."""
     began = time.process_time()
-    found = RUNS[name]()
+    model, found = RUNS[name]()
     found["cpu_seconds"] = round(time.process_time() - began)
     # In KiB on Linux. That of a process that has made this run and nothing else.
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if processes() == 1 or dist.get_rank() == 0:
+        if model is not None:
+            model.save_pretrained(HOME / "models" / name)
         kept(name).write_text(json.dumps(found, indent=1))
 
 
