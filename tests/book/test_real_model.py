@@ -12,6 +12,7 @@ from gate import ROOT
 
 from experiments import real_model as experiment
 from rl_notes import results
+from rl_notes.language.arithmetic import is_held_out
 
 BOOK = ROOT / "book"
 
@@ -42,7 +43,7 @@ def test_the_diff_of_the_loops_is_their_diff():
 @pytest.fixture(scope="module")
 def chapter():
     """The functions of the chapter that need no model."""
-    names = {"torch": torch}
+    names = {"torch": torch, "is_held_out": is_held_out}
     for function in ("draw_pairs", "is_right"):
         (cell,) = [c for c in code_cells("real_model") if f"def {function}(" in c]
         exec(cell.split("\n\n\nfor ")[0], names)
@@ -54,7 +55,7 @@ def test_the_chapter_draws_the_pairs_of_the_experiment(chapter, held_out):
     here, there = (torch.Generator().manual_seed(3) for _ in range(2))
     drawn = chapter["draw_pairs"](40, here, 10, 99, held_out)
     assert drawn == experiment.pairs((10, 99), 40, held_out=held_out, generator=there)
-    assert all(experiment.is_held_out((b, a)) == held_out for a, b in drawn)
+    assert all(is_held_out(b, a) == held_out for a, b in drawn)
     assert len(set(drawn)) == 40
 
 
@@ -74,6 +75,18 @@ def test_the_chapter_draws_the_pairs_of_the_experiment(chapter, held_out):
 def test_the_rule_reads_the_last_number(chapter, text, right):
     assert experiment.is_right((16, 6), text) == right
     assert chapter["is_right"]((16, 6), text) == right
+
+
+@pytest.mark.parametrize("name", experiment.EXAMS)
+def test_what_is_held_out_has_nothing_else_in_common(name):
+    """Sums end in every digit: a hash holds pairs out, and not what they add up to."""
+    (low, high), held_out = experiment.EXAMS[name]
+    asked = experiment.exam(name)
+    assert asked == experiment.exam(name)
+    assert len(set(asked)) == experiment.ASKED
+    assert all(low <= min(pair) <= max(pair) <= high for pair in asked)
+    assert all(is_held_out(*pair) == held_out for pair in asked)
+    assert {sum(pair) % 10 for pair in asked} == set(range(10))
 
 
 def test_the_coin_knows_nothing_of_the_answers():
