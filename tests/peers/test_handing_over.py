@@ -8,19 +8,24 @@ without a word: it computes in bfloat16, on a CPU too; its learning rate falls t
 in a straight line; and it clips gradients at a norm of 1.
 """
 
+import ast
+import re
 import statistics
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from batches import seeded
 from datasets import Dataset
+from gate import ROOT
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl_batches import as_ours
 
+from experiments.real_model import is_right
 from rl_notes.advantages import group_relative, per_step
 from rl_notes.language.answers import answer
 from rl_notes.language.arithmetic import (
@@ -377,3 +382,29 @@ def test_a_checkpoint_goes_to_the_trainer_and_back(attention, within, tmp_path):
     # Each of the three updates was one.
     for after, before in ((ours, start), (theirs, ours), (weights_of(back), theirs)):
         assert float((after - before).norm()) > 1e-3
+
+
+# The lines of the chapter
+
+
+def test_the_chapter_hands_over_with_settings_that_keep_a_step(tmp_path):
+    notebook = nbformat.read(ROOT / "book" / "real_model.ipynb", as_version=4)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    (block,) = [
+        block
+        for text in texts
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "GRPOTrainer(" in block
+    ]
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    (config,) = [call for call in calls if getattr(call.func, "id", "") == "GRPOConfig"]
+    given = {word.arg: ast.literal_eval(word.value) for word in config.keywords}
+    for name in ("bf16", "lr_scheduler_type", "max_grad_norm"):
+        assert given[name] == AS_OURS[name]
+    made = GRPOConfig(**given | {"output_dir": str(tmp_path), "use_cpu": True})
+    assert made.generation_batch_size == 16 * made.num_generations
+
+    names = {"is_right": is_right}
+    exec(block.split("trainer =")[0], names)
+    said = [[{"role": "assistant", "content": text}] for text in ("2 + 3 = 5", "six")]
+    assert names["paid"]([[], []], said, pair=[[2, 3], [2, 4]]) == [1.0, 0.0]
