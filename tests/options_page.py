@@ -35,7 +35,7 @@ class Row:
     @property
     def value(self) -> Any:
         """What the option is to be set to, or None if its name is all that is said."""
-        name, equals, value = self.code.partition("=")
+        _, equals, value = self.code.partition("=")
         return ast.literal_eval(value) if equals else None
 
     def __str__(self) -> str:

@@ -1,11 +1,10 @@
-"""The page on options says what TRL says: names, defaults, and the loss where it is ours.
+"""The page on options says of TRL what is true: names, defaults, losses.
 
 The tables of `book/options.md` are the data. A renamed option, a changed default or a
 changed meaning is noticed here, and the page is what has to follow.
 """
 
 import ast
-import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -44,7 +43,6 @@ from rl_notes.objectives import (
     mean_over_tokens,
     overlong_penalty,
     preference_loss,
-    sequence_clip,
     sum_over_constant,
     token_clip,
 )
@@ -59,6 +57,13 @@ CONFIGS: dict[str, Any] = {
     "TRL, reward": RewardConfig,
 }
 THEIRS = of("TRL")
+COMMON: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
 
 
 def key(row):
@@ -183,8 +188,11 @@ SENTENCES = {
     ),
     # "Otherwise both take the mean over tokens": GSPO without `loss_type="grpo"`.
     "gspo and the mean over tokens": (
-        (FAMILY["gspo"][0] | {"loss_type": "dapo"}, *FAMILY["gspo"][1:3])
-        + (mean_over_tokens,),
+        (
+            FAMILY["gspo"][0] | {"loss_type": "dapo"},
+            *FAMILY["gspo"][1:3],
+            mean_over_tokens,
+        ),
         {},
     ),
 }
@@ -226,34 +234,91 @@ def test_steps_per_generation_are_minibatches(tmp_path):
     handing.same_step(theirs, ours, tmp_path)
 
 
-def test_the_steps_of_a_batch_have_one_divisor(tmp_path):
-    """"dapo" divides by the tokens of the batch, shared out to its steps alike."""
-    tokens = []
+class Watched(GRPOTrainer):
+    """Counts the tokens of each step."""
 
-    class Watched(GRPOTrainer):
-        def _compute_loss(self, model, inputs):
-            tokens.append(inputs["completion_mask"].sum())
-            return super()._compute_loss(model, inputs)
+    def _compute_loss(self, model, inputs):
+        self.tokens = [*getattr(self, "tokens", []), inputs["completion_mask"].sum()]
+        Watched.last = self
+        return super()._compute_loss(model, inputs)
+
+
+HALVES = {
+    "steps_per_generation": 2,
+    "per_device_train_batch_size": handing.ROWS // 2,
+}
+
+
+def test_the_steps_of_a_batch_have_one_divisor(tmp_path, monkeypatch):
+    """By "dapo": the tokens of the batch, shared out to its steps alike."""
+    monkeypatch.setattr(handing, "GRPOTrainer", Watched)
 
     def divided(x, mask):
+        tokens = Watched.last.tokens
+        assert len(tokens) == 2
+        assert tokens[0] != tokens[1]
         return sum_over_constant(x, mask, constant=float(sum(tokens)) / 2)
 
-    theirs = {
-        "steps_per_generation": 2,
-        "per_device_train_batch_size": handing.ROWS // 2,
-    }
     ours = {"aggregate": divided, "minibatches": 2}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handing, "GRPOTrainer", Watched)
-        handing.same_step(theirs, ours, tmp_path)
-    assert len(tokens) == 2
-    assert tokens[0] != tokens[1]
+    handing.same_step(HALVES, ours, tmp_path)
 
 
-def trainer_without_options(folder, asked, **options):
+def test_every_epoch_sees_the_same_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(handing, "GRPOTrainer", Watched)
+    asked = questions(6, held_out=False, generator=seeded(0))
+    path = handing.saved(*load("sft"), tmp_path / "sft")
+    made = handing.trainer_of(
+        *(path, asked, handing.accuracy_reward, tmp_path),
+        max_steps=6,
+        num_iterations=3,
+        max_completion_length=handing.LIMIT,
+        **HALVES,
+    )
+    made.train()
+    assert made.tokens == made.tokens[:2] * 3
+    assert made.tokens[0] != made.tokens[1]
+
+
+def test_the_optimizer_is_adamw(tmp_path):
+    """Without decay of biases and of what normalises, as the trainer has it."""
+    rate, decay = 1e-3, 0.5
+
+    def adam_of(policy):
+        named = [*policy.named_parameters()]
+        kept = [weight for name, weight in named if "norm" in name]
+        rest = [weight for name, weight in named if "norm" not in name]
+        assert kept
+        assert rest
+        groups = [{"params": rest, "weight_decay": decay}, {"params": kept}]
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+
+    optim = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    assert f'`optim="{optim["optim"]}"`' in PAGE
+    theirs = {
+        "optim": optim["optim"],
+        "learning_rate": rate,
+        "weight_decay": decay,
+        "loss_type": "grpo",
+    }
+    ours = {"aggregate": mean_over_sequences}
+    handing.same_step(theirs, ours, tmp_path, adam_of)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_dropout_is_on_if_not_disabled(disabled, tmp_path):
+    (row,) = [row for row in THEIRS if row.name == "disable_dropout"]
+    asked = questions(20, held_out=False, generator=seeded(0))
+    model = load("sft")[0]
+    model.dropout = torch.nn.Dropout(0.5)
+    options = {row.name: row.value} if disabled else {}
+    made = trainer_without_options(tmp_path, asked, model=model, **options)
+    assert made.model.dropout.p == (0.0 if disabled else 0.5)
+
+
+def trainer_without_options(folder, asked, *, model=None, **options):
     made = GRPOConfig(output_dir=str(folder), report_to="none", use_cpu=True, **options)
     return GRPOTrainer(
-        model=load("sft")[0],
+        model=model or load("sft")[0],
         reward_funcs=lambda prompts, **columns: [0.0] * len(prompts),
         args=made,
         train_dataset=Dataset.from_list([{"prompt": text} for text in asked]),
@@ -365,7 +430,8 @@ def test_what_a_reward_function_reads(tmp_path):
     for temperature, same in ((1.0, True), (4.0, False)):
         inputs, told = batch_with(tmp_path, TWO[:1], temperature=temperature)
         batch = as_ours(inputs)
-        ids = [row[mask].tolist() for row, mask in zip(batch.actions, batch.mask)]
+        rows = zip(batch.actions, batch.mask, strict=True)
+        ids = [row[mask].tolist() for row, mask in rows]
         assert told == tokens.batch_decode(ids, skip_special_tokens=True)
         ours = answer_texts(tokens, batch)
         assert (ours == told) is same
@@ -384,21 +450,38 @@ def test_the_slope_before_the_limit():
 
 def test_the_price_in_the_reward_of_rloo(tmp_path):
     """The sum of k1 over the answer, off its score, before the others are averaged."""
-    made, _ = group.trainer_of(RLOOTrainer, RLOOConfig, tmp_path, **CLIP)
-    made.beta, made.ref_model = 0.05, copy.deepcopy(made.model)
-    group.moved(made.ref_model)
+    (row,) = [row for row in THEIRS if key(row) == ("TRL, RLOO", "beta")]
+    scores = iter(group.SCORES)
     asked = questions(group.GROUPS, held_out=False, generator=seeded(0))
+    model, tokenizer = load("sft")
+    made = RLOOTrainer(
+        model=handing.saved(model, tokenizer, tmp_path / "sft"),
+        reward_funcs=lambda prompts, **columns: [next(scores) for _ in prompts],
+        args=RLOOConfig(
+            output_dir=str(tmp_path),
+            num_generations=group.SIZE,
+            max_completion_length=group.LIMIT,
+            seed=0,
+            **COMMON | {"per_device_train_batch_size": len(group.SCORES)},
+        ),
+        train_dataset=Dataset.from_list([{"prompt": text} for text in asked]),
+    )
+    assert made.beta == default_of(row)
+    made.current_gradient_accumulation_steps = 1
+    made.model.train()
+    group.moved(made.model)  # the reference stays
     rows = [{"prompt": text} for text in asked for _ in range(group.SIZE)]
     inputs = made._generate_and_score_completions(rows)
     batch = as_ours(inputs)
     with torch.no_grad():
         old = action_logprobs(TransformerPolicy(made.model), batch)
-        reference = action_logprobs(TransformerPolicy(made.ref_model), batch)
+        reference = action_logprobs(TransformerPolicy(model), batch)
     batch = dataclasses.replace(batch, logprobs=old)
-    scored = with_scores(batch, torch.tensor(group.SCORES))
-    priced = with_kl_penalty(scored, reference, beta=0.05).rewards.sum(dim=1)
-    group.assert_same(inputs["advantages"], leave_one_out(priced, batch.groups))
-    assert float((priced - torch.tensor(group.SCORES)).abs().max()) > 0.01
+    given = torch.tensor(group.SCORES)
+    priced = with_kl_penalty(with_scores(batch, given), reference, beta=made.beta)
+    total = priced.rewards.sum(dim=1)
+    group.assert_same(inputs["advantages"], leave_one_out(total, batch.groups))
+    assert float((total - given).abs().max()) > 0.01
 
 
 # Preferences
@@ -416,21 +499,13 @@ def pairs(count):
     return made
 
 
-COMMON: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
-    "report_to": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-}
-
-
 def test_the_loss_is_that_of_the_dpo_trainer(tmp_path):
     model, tokenizer = load("sft")
     rows = {key(row): row for row in THEIRS if row.where == "TRL, DPO"}
     beta = rows["TRL, DPO", "beta"]
     made = DPOTrainer(
         model=model,
+        ref_model=load("sft")[0],
         args=DPOConfig(
             output_dir=str(tmp_path),
             loss_type=rows["TRL, DPO", 'loss_type=["sigmoid"]'].value,
@@ -488,7 +563,6 @@ def test_the_loss_is_that_of_the_reward_trainer(tmp_path):
 # Every row
 
 BY_A_STEP = handing.test_a_step_is_the_same_step
-BY_LEARNING = handing.test_a_few_updates_learn_as_much
 BY_THE_PAGE = test_with_the_settings_of_the_page_a_step_is_ours
 ELSEWHERE: dict[tuple[str, str], Any] = {
     ("TRL", "num_generations"): test_a_batch_counts_answers_and_asks_in_order,
@@ -506,9 +580,9 @@ ELSEWHERE: dict[tuple[str, str], Any] = {
     ("TRL", "max_grad_norm"): BY_A_STEP,
     ("TRL", "learning_rate"): BY_A_STEP,
     ("TRL", 'lr_scheduler_type="constant"'): BY_THE_PAGE,
-    ("TRL", "weight_decay"): BY_LEARNING,
+    ("TRL", "weight_decay"): test_the_optimizer_is_adamw,
     ("TRL", "bf16=False"): BY_THE_PAGE,
-    ("TRL", "disable_dropout=True"): BY_THE_PAGE,
+    ("TRL", "disable_dropout=True"): test_dropout_is_on_if_not_disabled,
     ("TRL", "max_completion_length"): test_the_length_counts_the_end_token,
     ("TRL", "rewards.get_soft_overlong_punishment"): test_the_slope_before_the_limit,
     ("TRL, RLOO", "beta"): test_the_price_in_the_reward_of_rloo,
