@@ -229,7 +229,8 @@ def same_step(theirs, ours, folder, optimizer_of=plain_descent):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_the_same_step(name, tmp_path):
-    same_step(*STEPS[name], tmp_path)
+    theirs, ours = STEPS[name]
+    same_step(theirs, ours, tmp_path)
 
 
 # A few updates

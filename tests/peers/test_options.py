@@ -32,8 +32,8 @@ from trl import (
 from trl_batches import as_ours
 
 from rl_notes.advantages import group_relative, leave_one_out
-from rl_notes.divergences import k3
-from rl_notes.language.arithmetic import questions
+from rl_notes.divergences import k3, kl_exact
+from rl_notes.language.arithmetic import accuracy_reward, questions
 from rl_notes.language.models import load
 from rl_notes.language.tokenizer import answer_texts
 from rl_notes.objectives import (
@@ -112,7 +112,7 @@ def corrected(new, old, reference):
     return importance_ratio(new, old) * k3(new, reference)
 
 
-def without_spread(*ours, **theirs):
+def of_the_clip(*ours, **theirs):
     return ({"loss_type": "grpo", **CLIP, **theirs}, *ours)
 
 
@@ -123,13 +123,13 @@ IN_THE_LOSS = {"use_bias_correction_kl": False}
 LOSSES: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {
     ("TRL", 'scale_rewards="group"'): (PLAIN, {}),
     ("TRL", 'scale_rewards="none"'): (
-        without_spread(CENTRED, ONE_CLIP, mean_over_sequences, scale_rewards="none"),
+        of_the_clip(CENTRED, ONE_CLIP, mean_over_sequences, scale_rewards="none"),
         {},
     ),
     ("TRL", "epsilon"): (PLAIN, {}),
     ("TRL", "epsilon_high"): (PLAIN, {}),
     ("TRL", "delta"): (
-        without_spread(
+        of_the_clip(
             group_relative,
             partial(objective_with_delta, delta=1.2),
             mean_over_sequences,
@@ -174,13 +174,19 @@ def test_with_this_option_the_loss_is_ours(row, tmp_path):
         assert (theirs | given)[row.name] != default_of(row)
     else:
         assert theirs.get(row.name, default_of(row)) == row.value
-    made, inputs = group.trainer_of(*trained_by(row.where), tmp_path, **theirs)
+    kind, config = trained_by(row.where)
+    made, inputs = group.trainer_of(kind, config, tmp_path, **theirs)
     group.compare(made, inputs, ours, **given)
 
 
 SENTENCES = {
     # "By default TRL multiplies k3 by the ratio, through which the gradient flows too."
     "a KL with its bias corrected": (PLAIN, {"beta": 0.3, "price": corrected}),
+    # "The loss would score another distribution than the one that was sampled from."
+    "the tail cut off when sampling": (
+        of_the_clip(*PLAIN[1:], top_p=0.5),
+        {},
+    ),
     # "It is this mean only without gradient accumulation, on one process."
     "bnpo": (
         ({"loss_type": "bnpo", **CLIP}, *FAMILY["dapo"][1:]),
@@ -203,6 +209,18 @@ def test_what_the_page_says_of_a_loss(name, tmp_path):
     (theirs, *ours), given = SENTENCES[name]
     made, inputs = group.trainer_of(GRPOTrainer, GRPOConfig, tmp_path, **theirs)
     group.compare(made, inputs, ours, **given)
+
+
+def test_the_gradient_of_the_corrected_kl_is_that_of_the_kl_itself():
+    """By enumeration: the policy has moved since it sampled."""
+    start, logits, reference = torch.randn(3, 6, generator=seeded(0)).double()
+    old = start.log_softmax(-1)
+    logits.requires_grad_()
+    new = logits.log_softmax(-1)
+    price = corrected(new[None], old[None], reference.log_softmax(-1)[None])
+    (found,) = torch.autograd.grad((old.exp() * price).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(kl_exact(logits, reference), logits)
+    torch.testing.assert_close(found, expected)
 
 
 # Steps
@@ -234,7 +252,7 @@ def test_steps_per_generation_are_minibatches(tmp_path):
     handing.same_step(theirs, ours, tmp_path)
 
 
-class Watched(GRPOTrainer):
+class Watched(GRPOTrainer):  # type: ignore[misc]
     """Counts the tokens of each step."""
 
     def _compute_loss(self, model, inputs):
@@ -268,7 +286,7 @@ def test_every_epoch_sees_the_same_parts(tmp_path, monkeypatch):
     asked = questions(6, held_out=False, generator=seeded(0))
     path = handing.saved(*load("sft"), tmp_path / "sft")
     made = handing.trainer_of(
-        *(path, asked, handing.accuracy_reward, tmp_path),
+        *(path, asked, accuracy_reward, tmp_path),
         max_steps=6,
         num_iterations=3,
         max_completion_length=handing.LIMIT,
@@ -289,7 +307,7 @@ def test_the_optimizer_is_adamw(tmp_path):
         rest = [weight for name, weight in named if "norm" not in name]
         assert kept
         assert rest
-        groups = [{"params": rest, "weight_decay": decay}, {"params": kept}]
+        groups: list[Any] = [{"params": rest, "weight_decay": decay}, {"params": kept}]
         return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
 
     optim = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
@@ -313,6 +331,14 @@ def test_dropout_is_on_if_not_disabled(disabled, tmp_path):
     options = {row.name: row.value} if disabled else {}
     made = trainer_without_options(tmp_path, asked, model=model, **options)
     assert made.model.dropout.p == (0.0 if disabled else 0.5)
+    # "In GRPO and RLOO, and off in the trainers for DPO and reward models."
+    by_default = {
+        where: default_of(dataclasses.replace(row, where=where)) for where in CONFIGS
+    }
+    assert by_default == {
+        **{"TRL": False, "TRL, RLOO": False},
+        **{"TRL, DPO": True, "TRL, reward": True},
+    }
 
 
 def trainer_without_options(folder, asked, *, model=None, **options):
