@@ -211,6 +211,15 @@ def test_what_the_page_says_of_a_loss(name, tmp_path):
     group.compare(made, inputs, ours, **given)
 
 
+def test_the_constant_is_the_limit_and_not_the_longest_answer(tmp_path):
+    options = FAMILY["dr_grpo"][0]
+    made, inputs = group.trainer_of(GRPOTrainer, GRPOConfig, tmp_path, **options)
+    made.max_completion_length = 77
+    constant = 77 * len(group.SCORES)
+    aggregate = partial(sum_over_constant, constant=constant)
+    group.compare(made, inputs, (CENTRED, ONE_CLIP, aggregate))
+
+
 def test_the_gradient_of_the_corrected_kl_is_that_of_the_kl_itself():
     """By enumeration: the policy has moved since it sampled."""
     start, logits, reference = torch.randn(3, 6, generator=seeded(0)).double()
