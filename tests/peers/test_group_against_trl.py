@@ -150,10 +150,17 @@ def no_constant(batch, advantages):
     return 0.0
 
 
-def compare(made, inputs, ours, *, beta=0.0, constant=no_constant):
+def plain(new, old, reference):
+    """What it costs a step to be away from the reference, in our objective."""
+    return k3(new, reference)
+
+
+def compare(
+    made, inputs, ours, *, beta=0.0, price=plain, temperature=1.0, constant=no_constant
+):
     """Advantages, old log-probabilities, loss and gradient; then that it was a test."""
     advantages_of, objective, aggregate = ours
-    batch, policy = as_ours(inputs), TransformerPolicy(made.model)
+    batch, policy = as_ours(inputs), TransformerPolicy(made.model, temperature)
     advantages = advantages_of(torch.tensor(SCORES), batch.groups)
     assert_same(advantages, inputs["advantages"])
     per_row = per_step(advantages, batch.mask)
@@ -170,7 +177,7 @@ def compare(made, inputs, ours, *, beta=0.0, constant=no_constant):
     expected = made.compute_loss(made.model, inputs)
     slope = gradient_of(made.model, expected)
     new = action_logprobs(policy, batch)
-    x = objective(new, old, per_row, batch.mask) - beta * k3(new, reference)
+    x = objective(new, old, per_row, batch.mask) - beta * price(new, old, reference)
     found = -aggregate(x, batch.mask)
     assert_same(found + constant(batch, advantages), expected)
     assert_same(gradient_of(made.model, found), slope)
