@@ -597,6 +597,20 @@ def test_the_loss_is_that_of_the_reward_trainer(tmp_path):
 
 # Every row
 
+
+@pytest.mark.parametrize("given", [None, {"dtype": "bfloat16"}])
+def test_the_weights_are_float32_if_nothing_is_said(given, tmp_path):
+    """Whatever the folder holds: `bf16` is about the computation."""
+    model, tokens = load("sft")
+    folder = handing.saved(model.to(torch.bfloat16), tokens, tmp_path / "model")
+    asked = questions(1, held_out=False, generator=seeded(0))
+    made = handing.trainer_of(
+        folder, asked, accuracy_reward, tmp_path, model_init_kwargs=given
+    )
+    wanted = torch.float32 if given is None else torch.bfloat16
+    assert {weight.dtype for weight in made.model.parameters()} == {wanted}
+
+
 BY_A_STEP = handing.test_a_step_is_the_same_step
 BY_THE_PAGE = test_with_the_settings_of_the_page_a_step_is_ours
 ELSEWHERE: dict[tuple[str, str], Any] = {
@@ -617,6 +631,7 @@ ELSEWHERE: dict[tuple[str, str], Any] = {
     ("TRL", 'lr_scheduler_type="constant"'): BY_THE_PAGE,
     ("TRL", "weight_decay"): test_the_optimizer_is_adamw,
     ("TRL", "bf16=False"): BY_THE_PAGE,
+    ("TRL", "model_init_kwargs"): test_the_weights_are_float32_if_nothing_is_said,
     ("TRL", "disable_dropout=True"): test_dropout_is_on_if_not_disabled,
     ("TRL", "max_completion_length"): test_the_length_counts_the_end_token,
     ("TRL", "rewards.get_soft_overlong_punishment"): test_the_slope_before_the_limit,
