@@ -595,7 +595,7 @@ def test_the_loss_is_that_of_the_reward_trainer(tmp_path):
     assert float(slope.norm()) > 0.01
 
 
-# Every row
+# Weights
 
 
 @pytest.mark.parametrize("given", [None, {"dtype": "bfloat16"}])
@@ -608,6 +608,9 @@ def test_the_weights_are_float32_if_nothing_is_said(given, tmp_path):
     )
     wanted = torch.float32 if given is None else torch.bfloat16
     assert {weight.dtype for weight in made.model.parameters()} == {wanted}
+
+
+# Every row
 
 
 BY_A_STEP = handing.test_a_step_is_the_same_step
