@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 2 -m benchmarks.processes FOLDER_OF_A_MODEL
 
 GRPO, 16 questions x 8 answers shared out, one epoch of one step, one thread for each
-process. First on one process, while the others wait, then on all. Printed are the
-seconds of an update, and of these what the first process spends in torch.distributed:
-it waits there for the slowest too. Median, lowest and highest of five updates, from
-the same weights.
+process; where there is a card, all share it. First on one process, while the others
+wait, then on all. Printed are the seconds of an update, and of these what the first
+process spends in torch.distributed: it waits there for the slowest too. Median, lowest
+and highest of five updates, from the same weights.
 """
 
 import copy
@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from experiments.answers import seeded
 from rl_notes.advantages import per_step
+from rl_notes.device import pick_device
 from rl_notes.language import arithmetic, models
 from rl_notes.language.generation import generate
 from rl_notes.objectives import mean_over_tokens, token_clip
@@ -61,7 +62,7 @@ def update(
         there,
         optimizer,
         batch,
-        per_step(noise, batch.mask),
+        per_step(noise.to(batch.mask.device), batch.mask),
         objective=CLIP,
         aggregate=mean_over_tokens,
         epochs=1,
@@ -85,7 +86,7 @@ def said(name: str, found: list[tuple[float, float]]) -> None:
 def main(name: str = "sft", limit: int = LIMIT) -> None:
     torch.set_num_threads(1)
     model, tokens = models.load(name)
-    policy = TransformerPolicy(model)
+    policy = TransformerPolicy(torch.nn.Module.to(model, pick_device()))
     questions = arithmetic.questions(GROUPS, held_out=False, generator=seeded(0))
     prompts = tokens(questions)["input_ids"]
     options = {"group_size": SIZE, "max_new_tokens": limit}
@@ -95,7 +96,8 @@ def main(name: str = "sft", limit: int = LIMIT) -> None:
     for call in ("all_reduce", "all_gather_object"):
         setattr(dist, call, timed(getattr(dist, call)))
     rank, count = dist.get_rank(), dist.get_world_size()
-    rows = torch.arange(len(whole.mask)).tensor_split(count)[rank]
+    rows = torch.arange(len(whole.mask), device=whole.mask.device)
+    rows = rows.tensor_split(count)[rank]
     batch = gather(whole.select(rows))
     update(policy, batch, 2 * SIZE)  # the first is slow
     together = [update(policy, batch, 2 * SIZE) for _ in range(TIMES)]

@@ -549,9 +549,13 @@ RUNS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
 
 def run(name: str) -> None:
     """Make a run, and keep what it found and the model that it trained."""
-    began = time.process_time()
+    began, clock = time.process_time(), time.monotonic()
     model, found = RUNS[name]()
     found["cpu_seconds"] = round(time.process_time() - began)
+    if torch.cuda.is_available():
+        found["card"] = torch.cuda.get_device_name()
+        found["seconds"] = round(time.monotonic() - clock)
+        found["card_mib"] = torch.cuda.max_memory_allocated() // 2**20
     # In KiB on Linux. That of a process that has made this run and nothing else.
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if processes() == 1 or dist.get_rank() == 0:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -280,20 +281,28 @@ def portability() -> None:
 
 
 def notebooks_gpu() -> None:
-    """Execute every notebook on CUDA: the asserts hold, the outputs may differ."""
+    """Execute every notebook on CUDA: the asserts hold, the outputs may differ.
+
+    Several at a time, where there are cores for it: the seconds say how long each took
+    beside the others.
+    """
     import torch
     from run_notebooks import CellFailed, run_cells
 
     if not torch.cuda.is_available():
         raise Refused("PyTorch sees no CUDA device here; `make nbval` takes the CPU")
     failed = []
-    for path in book_notebooks():
+
+    def executed(path: Path) -> None:
         start = time.monotonic()
         try:
             run_cells(path, {"RL_NOTES_DEVICE": "cuda"})
             print(f"{time.monotonic() - start:8.1f} s  {path.name}", flush=True)
         except CellFailed as failure:
             failed.append(str(failure))
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
+        list(pool.map(executed, book_notebooks()))
     if failed:
         raise Refused("\n".join(failed))
 

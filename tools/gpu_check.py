@@ -9,10 +9,13 @@ with the card's name.
 """
 
 import copy
+import importlib.util
+import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -279,7 +282,7 @@ def summary(seen: list[dict[str, float]]) -> str:
 
 
 def large_model() -> None:
-    """Sampling beside `model.generate`, and an update, in float32 and bfloat16."""
+    """Sampling beside `model.generate`, an update beside TRL's, in two formats."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -297,18 +300,14 @@ def large_model() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         made: Any = Qwen2ForCausalLM(config)
-        model = made.to(WHERE, dtype).eval()
-        policy = TransformerPolicy(model)
-        ours: dict[str, float] = {}
-        theirs: dict[str, float] = {}
-        update: dict[str, float] = {}
-        with watched(ours):
-            answers = generate(
-                policy, prompts, group_size=8, max_new_tokens=limit, generator=seeded(1)
-            )
+        policy = TransformerPolicy(made.to(WHERE, dtype).eval())
+        limits: dict[str, Any] = {"group_size": 8, "max_new_tokens": limit}
         rows = torch.tensor(prompts, device=WHERE).repeat_interleave(8, dim=0)
-        with watched(theirs), torch.no_grad():
-            model.generate(
+        draw = partial(generate, policy, prompts, generator=seeded(1), **limits)
+        batch = draw()
+        drawn = torch.no_grad()(
+            partial(
+                made.generate,
                 rows,
                 attention_mask=torch.ones_like(rows),
                 do_sample=True,
@@ -316,22 +315,158 @@ def large_model() -> None:
                 max_new_tokens=limit,
                 pad_token_id=0,
             )
-        advantages = torch.where(answers.mask, 1.0, 0.0)
-        advantages[::2] *= -1
-        with watched(update):
-            grpo(policy, answers, advantages, micro_batch=16)
-        sampled = int(answers.mask.sum())
-        for name, found in {
-            "generate": ours,
-            "model.generate": theirs,
-            "grpo_update, two epochs": update,
-        }.items():
-            rate = sampled / found["seconds"]
-            print(f"{dtype}, {name}: {rate:.0f} tokens a second, {summary([found])}")
-        del model, policy
+        )
+        each = torch.where(torch.arange(len(rows), device=WHERE) % 2 == 0, 1.0, -1.0)
+        calls: dict[str, Callable[[], Any]] = {
+            "generate": draw,
+            "model.generate": drawn,
+            "grpo_update": partial(one_step, policy, batch, each),
+        }
+        if importlib.util.find_spec("trl"):
+            calls["the step of TRL's trainer"] = step_of_trl(policy, batch, each)
+        tokens, slopes = int(batch.mask.sum()), []
+        for name, call in calls.items():
+            found = [timed(call) for _ in range(4)][1:]  # the first warms up
+            rates = [{"tokens a second": tokens / each["seconds"]} for each in found]
+            print(f"{dtype}, {name}: {summary(rates)}, {summary(found)}", flush=True)
+            if name not in ("generate", "model.generate"):
+                slopes.append([w.grad.clone() for w in made.parameters()])
+        if len(slopes) == 2:
+            print(f"{dtype}, gradients apart, of their norm: {apart(*slopes):.1e}")
+        made.zero_grad()
+        del made, policy, drawn, draw, calls, slopes
 
 
-# 5. The book
+def timed(call: Callable[[], Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    with watched(found):
+        call()
+    return found
+
+
+def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The distance of two gradients, as a share of the second one's norm."""
+    both = list(zip(ours, theirs, strict=True))
+    distance = sum(float((a.double() - b.double()).square().sum()) for a, b in both)
+    norm = sum(float(b.double().square().sum()) for _, b in both)
+    return math.sqrt(distance / norm)
+
+
+def one_step(policy: TransformerPolicy, batch: Trajectories, each: Tensor) -> None:
+    """An epoch of one step with Adam, taken back."""
+    before = [w.detach().clone() for w in policy.parameters()]
+    grpo_update(
+        policy,
+        torch.optim.Adam(policy.parameters(), lr=1e-6),
+        batch,
+        per_step(each, batch.mask),
+        objective=CLIP,
+        epochs=1,
+        minibatches=1,
+        generator=seeded(0),
+        aggregate=mean_over_tokens,
+        micro_batch=16,
+    )
+    back_to(policy, before)
+
+
+@torch.no_grad()
+def back_to(module: nn.Module, before: list[Tensor]) -> None:
+    for weight, old in zip(module.parameters(), before, strict=True):
+        weight.copy_(old)
+
+
+def step_of_trl(
+    policy: TransformerPolicy, batch: Trajectories, each: Tensor
+) -> Callable[[], None]:
+    """The same step by the loss of TRL's trainer, 16 rows at a time.
+
+    All prompts are of one length, and no answer ends early.
+    """
+    import datasets
+    import trl
+
+    from rl_notes.language import tokenizer
+
+    count = int(batch.mask[0].sum())
+    options: dict[str, Any] = {
+        "num_generations": 8,
+        "max_completion_length": count,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not ON_A_CARD,
+        "report_to": "none",
+        "epsilon": 0.2,
+        "epsilon_high": 0.2,
+        "loss_type": "dapo",
+        "beta": 0.0,
+    }
+    trainer = trl.GRPOTrainer(
+        model=policy.model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=trl.GRPOConfig(output_dir=tempfile.mkdtemp(), **options),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "1"}] * 8),
+        processing_class=tokenizer.build(),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    ids, old = batch.observations, batch.logprobs[:, -count:]
+
+    def step() -> None:
+        before = [w.detach().clone() for w in policy.parameters()]
+        optimizer = torch.optim.Adam(policy.parameters(), lr=1e-6)
+        optimizer.zero_grad()
+        for part in torch.split(torch.arange(len(ids), device=WHERE), 16):
+            loss = trainer.compute_loss(
+                policy.model,
+                {
+                    "prompt_ids": ids[part, :-count],
+                    "prompt_mask": torch.ones_like(ids[part, :-count]),
+                    "completion_ids": ids[part, -count:],
+                    "completion_mask": torch.ones_like(ids[part, -count:]),
+                    "advantages": each[part],
+                    "old_per_token_logps": old[part],
+                    "num_items_in_batch": batch.mask.sum(),
+                },
+            )
+            loss.backward()
+        optimizer.step()
+        back_to(policy, before)
+
+    return step
+
+
+# 5. Several processes
+
+
+def several_processes() -> None:
+    """Two processes on one card, by gloo: what share of an update is talking."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    subprocess.run(
+        [sys.executable, *launch, "2", "-m", "benchmarks.processes"], check=True
+    )
+
+
+# 6. The tests on the card
+
+TESTED = ["tests/equations", "tests/updates", "tests/maze/test_rollouts.py"]
+TESTED += [f"tests/language/test_{x}.py" for x in ("generation", "answers", "models")]
+TESTED += [f"tests/language/test_{x}.py" for x in ("prefix_trees", "reward_model")]
+APART = ["parallel", "update_memory"]  # processes of their own, memory of the CPU
+
+
+def tests() -> None:
+    """The tests of equations, updates, rollouts and models with tensors on the card."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:warnings", "-p"]
+    command += ["on_card", "--tb=line", *TESTED]
+    command += [f"--ignore=tests/updates/test_{name}.py" for name in APART]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+    paths += os.pathsep + os.environ.get("PYTHONPATH", "")
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, check=True)
+
+
+# 7. The book
 
 
 def notebooks() -> None:
@@ -342,12 +477,33 @@ def notebooks() -> None:
         print("on a card the notebooks run here, by `make notebooks-gpu`")
 
 
+# 8. The real model
+
+
+def real_model() -> None:
+    """GRPO on SmolLM2 where it is at hand, as in its chapter: what it does then."""
+    from experiments import real_model as experiment
+
+    if experiment.where() == experiment.HUB:
+        print("no model here: tools/fetch_real_model.py makes it")
+        return
+    names = ["rule-0"] if ON_A_CARD else []
+    began = time.monotonic()
+    for name in ["before", *names]:
+        command = [sys.executable, "-m", "experiments.real_model", name]
+        subprocess.run(command, check=True)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
 STEPS: dict[str, tuple[Callable[[], None], int]] = {
-    "same_steps": (same_steps, 120),
     "sampling": (sampling, 60),
+    "same_steps": (same_steps, 120),
     "little_model": (little_model, 90),
-    "large_model": (large_model, 150),
+    "large_model": (large_model, 200),
+    "several_processes": (several_processes, 90),
     "notebooks": (notebooks, 240),
+    "tests": (tests, 240),
+    "real_model": (real_model, 240),
 }
 
 

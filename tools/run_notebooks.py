@@ -6,6 +6,7 @@ The library is the working tree's. A file is written only when all of its cells 
 and the same source always gives the same file.
 """
 
+import asyncio
 import hashlib
 import sys
 import tempfile
@@ -59,7 +60,9 @@ def run_cells(path: Path, settings: Mapping[str, str] | None = None) -> Notebook
             on_cell_start=lambda cell, cell_index: started.append(cell_index + 1),
         )
         try:
-            return client.execute(env=environment(ROOT) | dict(settings or {}))
+            # A loop of its own, so that notebooks may run in several threads.
+            variables = environment(ROOT) | dict(settings or {})
+            return asyncio.run(client.async_execute(env=variables))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise CellFailed(f"{path.name}, cell {started[-1]}:\n{error}") from error
 

@@ -1,0 +1,54 @@
+"""A plugin of pytest: the tests' tensors and models live on the card.
+
+    RL_NOTES_DEVICE=cuda pytest -p on_card tests/equations tests/updates
+
+The tests name no device. Here CUDA is torch's default device, and what they draw from a
+generator of the CPU is drawn there, so that the numbers are those of the CPU, and is
+then moved to the card.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from rl_notes.device import pick_device
+
+DRAWN = {torch.rand, torch.randn, torch.randint, torch.randperm}
+FILLED = {
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.Tensor.bernoulli_,
+    torch.Tensor.exponential_,
+}
+
+
+class DrawnOnTheCPU(TorchFunctionMode):
+    """What a generator of the CPU draws is moved to the default device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        generator = options.get("generator")
+        if generator is None or generator.device.type != "cpu":
+            return func(*args, **options)
+        if func in DRAWN and options.get("device") is None:
+            wanted = options.pop("requires_grad", False)
+            drawn = func(*args, **options, device="cpu").to(pick_device())
+            return drawn.requires_grad_(wanted)
+        if func in FILLED and args[0].device.type != "cpu":
+            filled = func(torch.empty_like(args[0], device="cpu"), *args[1:], **options)
+            return args[0].copy_(filled)
+        return func(*args, **options)
+
+
+@pytest.fixture(autouse=True)
+def on_the_card() -> Iterator[None]:
+    before = torch.get_default_device()
+    torch.set_default_device(pick_device())
+    with DrawnOnTheCPU():
+        yield
+    torch.set_default_device(before)
