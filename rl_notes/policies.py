@@ -273,7 +273,8 @@ def forward_distinct(
 
     rows = trajectories.trimmed()
     seen, trees = states(rows), None
-    kinds, kind = torch.unique(seen, dim=0, return_inverse=True)
+    # On the CPU: a card would sort the rows column by column, and wait after each.
+    kinds, kind = torch.unique(seen.cpu(), dim=0, return_inverse=True)
     if isinstance(policy, TransformerPolicy):
         trees = trees_worth_it(policy.model, rows, len(kinds))
     if trees is not None:
@@ -281,8 +282,9 @@ def forward_distinct(
         where = trees.node
     else:
         alike = len(kinds) < len(seen)
-        logits = run(kinds if alike else seen)
-        row = kind if alike else torch.arange(len(seen), device=seen.device)
+        logits = run(kinds.to(seen.device) if alike else seen)
+        row = kind if alike else torch.arange(len(seen))
+        row = row.to(seen.device)
         step = torch.arange(seen.shape[1], device=seen.device)
         where = row[:, None] * seen.shape[1] + step
     return logits.flatten(0, 1).index_select(0, where[rows.mask])

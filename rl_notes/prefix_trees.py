@@ -59,10 +59,16 @@ def prefix_trees(
     lengths: Int[Tensor, " N"],
     groups: Int[Tensor, " N"],
 ) -> PrefixTrees:
-    """The trees of these rows, one for each group, of tokens before the rows' ends."""
-    kinds, kind, alike, new = _in_order(observations, lengths, groups)
+    """The trees of these rows, one for each group, of tokens before the rows' ends.
+
+    They are on the rows' device. What decides their sizes is found on the CPU: on a
+    card each such step waits for the one before.
+    """
+    device = observations.device
+    on_cpu = observations.cpu(), lengths.cpu(), groups.cpu()
+    kinds, kind, alike, new = _in_order(*on_cpu)
     inside = kinds[:, 1:] >= 0
-    steps = torch.arange(observations.shape[1], device=observations.device)
+    steps = torch.arange(observations.shape[1], device="cpu")
     number = new.flatten().cumsum(0).view(new.shape) - 1
     # A prefix that is not new is the last one in its column that was.
     node = torch.where(new, number, -1).cummax(dim=0).values
@@ -71,16 +77,20 @@ def prefix_trees(
     first = (sizes.cumsum(0) - sizes)[tree]  # node of each row's tree
     place = torch.where(inside, node - first[:, None], 0)  # in the tree
     g, s = tree[row], place[row, step]
-    shape = (len(sizes), int(sizes.max()))
-    tokens, positions = observations.new_zeros(2, *shape)
+    count, size = len(sizes), int(sizes.max())
+    tokens, positions = kinds.new_zeros(2, count, size)
     tokens[g, s] = kinds[:, 1:][row, step]
     positions[g, s] = step
-    ancestors = torch.eye(shape[1], dtype=torch.bool, device=tokens.device)
-    ancestors = ancestors.repeat(shape[0], 1, 1)
-    child, before = (steps <= step[:, None]).nonzero(as_tuple=True)
-    ancestors[g[child], s[child], place[row[child], before]] = True
-    at = torch.where(inside, tree[:, None] * shape[1] + place, 0)
-    return PrefixTrees(tokens, positions, ancestors, at[kind])
+    at = torch.where(inside, tree[:, None] * size + place, 0)[kind]
+    # Where each node's ancestors are; one place more for those it has not.
+    before = torch.where(steps <= step[:, None], place[row], size)
+    found = torch.zeros(len(row), size + 1, dtype=torch.bool, device=device)
+    found.scatter_(1, before.to(device), True)
+    ancestors = torch.eye(size, dtype=torch.bool, device=device).repeat(count, 1, 1)
+    ancestors.flatten(0, 1)[(g * size + s).to(device)] = found[:, :size]
+    return PrefixTrees(
+        tokens.to(device), positions.to(device), ancestors, at.to(device)
+    )
 
 
 def _in_order(
@@ -124,7 +134,7 @@ def trees_worth_it(
     Counted are multiplications: of a token about 12 width^2 in each layer, and of a
     pair of tokens in the attention 4 width.
     """
-    groups, longest = trajectories.groups, trajectories.mask.shape[1]
+    groups, longest = trajectories.groups.cpu(), trajectories.mask.shape[1]
     if kinds <= len(set(groups.tolist())) or not takes_trees(model, longest):
         return None
     width = int(text_config(model).hidden_size)
@@ -132,11 +142,12 @@ def trees_worth_it(
     def cost(batch: int, long: int) -> float:
         return batch * (long + long**2 / (3 * width))
 
-    rows = trajectories.observations[:, :-1], trajectories.lengths, groups
+    rows = trajectories.observations[:, :-1], trajectories.lengths
+    on_cpu = *(x.cpu() for x in rows), groups
     # To make trees takes memory, nodes times nodes: these may be too large to be made.
-    sizes = _sizes(*_in_order(*rows)[2:])[1]
+    sizes = _sizes(*_in_order(*on_cpu)[2:])[1]
     cheaper = cost(len(sizes), int(sizes.max())) <= WORTH * cost(kinds, longest)
-    return prefix_trees(*rows) if cheaper else None
+    return prefix_trees(*rows, trajectories.groups) if cheaper else None
 
 
 def takes_trees(model: nn.Module, longest: int) -> bool:

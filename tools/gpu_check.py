@@ -326,7 +326,7 @@ def large_model() -> None:
             calls["the step of TRL's trainer"] = step_of_trl(policy, batch, each)
         tokens, slopes = int(batch.mask.sum()), []
         for name, call in calls.items():
-            found = [timed(call) for _ in range(4)][1:]  # the first warms up
+            found = [timed(call) for _ in range(3)][1:]  # the first warms up
             rates = [{"tokens a second": tokens / each["seconds"]} for each in found]
             print(f"{dtype}, {name}: {summary(rates)}, {summary(found)}", flush=True)
             if name not in ("generate", "model.generate"):

@@ -7,10 +7,8 @@ generator of the CPU is drawn there, so that the numbers are those of the CPU, a
 then moved to the card.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -23,15 +21,21 @@ FILLED = {
     torch.Tensor.bernoulli_,
     torch.Tensor.exponential_,
 }
+FOR_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
 class DrawnOnTheCPU(TorchFunctionMode):
-    """What a generator of the CPU draws is moved to the default device."""
+    """What a generator of the CPU draws is moved to the default device.
+
+    And numpy gets what it asks for, which it cannot read on a card.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         options = dict(kwargs or {})
+        if func in FOR_NUMPY:
+            return func(args[0].cpu(), *args[1:], **options)
         generator = options.get("generator")
         if generator is None or generator.device.type != "cpu":
             return func(*args, **options)
@@ -45,10 +49,7 @@ class DrawnOnTheCPU(TorchFunctionMode):
         return func(*args, **options)
 
 
-@pytest.fixture(autouse=True)
-def on_the_card() -> Iterator[None]:
-    before = torch.get_default_device()
+def pytest_configure() -> None:
+    """Before any test is read: some keep tensors of their own."""
     torch.set_default_device(pick_device())
-    with DrawnOnTheCPU():
-        yield
-    torch.set_default_device(before)
+    DrawnOnTheCPU().__enter__()

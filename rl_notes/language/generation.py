@@ -103,41 +103,53 @@ def _sample_all(
 
     Rows with the same prefix see the same next, so that the model is run on each prefix
     once: on a prompt for its whole group, and on as many rows as have gone apart since.
+    Which rows these are is kept on the CPU, as a card would wait at every question.
     """
     model = cast(PreTrainedModel, policy.model)
     device = model.device
     rows = len(prompts) * group_size
     ids, attention_mask = _padded_on_the_left(prompts, device)
-    active = torch.arange(rows, device=device)  # rows that have not ended
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
+    gaps = lengths.max() - lengths  # of each row of the cache: its padding
+    active = torch.arange(rows, device="cpu")  # rows that have not ended
     prefix = active // group_size  # of each of them: its row in the cache
-    ends = torch.tensor(end, device=device)
+    ends = torch.tensor(end, device="cpu")
     takes = frozenset(inspect.signature(bare(model).forward).parameters)
     cache: dict[str, Any] = {}
     all_tokens, all_logprobs = [], []
     for step in range(max_new_tokens):
-        logits, cache = _next_logits(model, ids, attention_mask, cache, takes)
+        padded = bool(gaps.any())
+        logits, cache = _next_logits(model, ids, attention_mask, padded, cache, takes)
         logits = logits / policy.temperature
         uniforms = torch.rand(
             rows, generator=generator, dtype=torch.float64, device=generator.device
         )
-        chosen = sample(logits[prefix], uniforms.to(device)[active])
-        scored = logits.log_softmax(-1)[prefix, chosen]
-        all_tokens.append(chosen.new_zeros(rows).index_copy(0, active, chosen))
-        all_logprobs.append(scored.new_zeros(rows).index_copy(0, active, scored))
-        going = ~torch.isin(chosen, ends)
+        here, at = _sent(active, device), _sent(prefix, device)
+        chosen = sample(logits[at], _sent(uniforms, device)[here])
+        scored = logits.log_softmax(-1)[at, chosen]
+        all_tokens.append(chosen.new_zeros(rows).index_copy(0, here, chosen))
+        all_logprobs.append(scored.new_zeros(rows).index_copy(0, here, scored))
+        drawn = chosen.cpu()
+        going = ~torch.isin(drawn, ends)
         if step == max_new_tokens - 1 or not bool(going.any()):
             break
         size = logits.shape[1]
-        active, longer = active[going], prefix[going] * size + chosen[going]
+        active, longer = active[going], prefix[going] * size + drawn[going]
         longer, prefix = torch.unique(longer, return_inverse=True)
         before, token = longer // size, longer % size
-        if not torch.equal(before, torch.arange(len(logits), device=device)):
+        if not torch.equal(before, torch.arange(len(logits), device="cpu")):
+            gaps, before = gaps[before], _sent(before, device)
             for kept in cache.values():
                 kept.reorder_cache(before)
             attention_mask = attention_mask[before]
-        ids = token[:, None]
+        ids = _sent(token, device)[:, None]
         attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
     return torch.stack(all_tokens, dim=1), torch.stack(all_logprobs, dim=1)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device, without waiting for what the device has yet to do."""
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def _padded_on_the_left(
@@ -159,18 +171,20 @@ def _next_logits(
     model: nn.Module,
     ids: Int[Tensor, "N P"],
     attention_mask: Int[Tensor, "N K"],
+    padded: bool,
     cache: dict[str, Any],
     takes: frozenset[str],
 ) -> tuple[Float[Tensor, "N A"], dict[str, Any]]:
     """The next token's logits, and the model's cache with these tokens in it.
 
-    `takes` are the arguments that the model's forward knows. Each model makes its own
-    kind of cache, under the name that it gives it.
+    `padded` says whether the mask hides anything. `takes` are the arguments that the
+    model's forward knows. Each model makes its own kind of cache, under the name that
+    it gives it.
     """
     options: dict[str, Any] = {"use_cache": True, **cache}
     # A state space model has read the padding once and for all with the prompt: what it
     # carries on has no places to hide.
-    if not bool(attention_mask.all()) and "cache_params" not in cache:
+    if padded and "cache_params" not in cache:
         options["attention_mask"] = attention_mask
     if "position_ids" in takes:
         positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
