@@ -40,8 +40,9 @@ Aggregation = Callable[[Tensor, Tensor], Tensor]
 # MB in float32, or as many as the policy has weights: more would cost more than to
 # compute it again when it is needed.
 KEPT = 2**22
-# So many log-probabilities are compared at a time: they stay in a processor's cache.
-COMPARED = 2**18
+# So many log-probabilities are compared at a time: on the CPU they stay in its cache,
+# and a card, which waits between two lots, has room for 1 GB.
+COMPARED, COMPARED_ON_A_CARD = 2**18, 2**28
 
 
 @dataclass(frozen=True)
@@ -370,9 +371,10 @@ def _compared(
 
     Both are given by the log-probabilities of all their actions. In a large vocabulary
     the two functions would cost more than to run the policy. So they share what they
-    need here, for as few steps at a time as stay in the processor's cache.
+    need here, for so few steps at a time.
     """
-    found, few = [], max(1, COMPARED // new.shape[-1])
+    at_a_time = COMPARED if new.device.type == "cpu" else COMPARED_ON_A_CARD
+    found, few = [], max(1, at_a_time // new.shape[-1])
     for p, q in zip(*(torch.split(x, few) for x in (old, new)), strict=True):
         kl = torch.linalg.vecdot(p.softmax(-1), p - q)
         bits = -torch.linalg.vecdot(q.softmax(-1), q)
