@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 import nbformat
 from run_notebooks import cell_id
-text = Path("/tmp/w/ch/cells.txt").read_text()
+text = Path(__file__).with_name("cells.txt").read_text()
 setup = next(c.source for c in nbformat.read(ROOT + "/book/grpo.ipynb", 4).cells if c.cell_type == "code")
 nb = nbformat.v4.new_notebook()
 seen = Counter()

@@ -308,11 +308,13 @@ def rounding_of_logprobs(policy: nn.Module, dtype: torch.dtype) -> float:
 
     0.001; for a policy in half precision the square root of its epsilon, as it is
     sampled with a cache and scored without, and differs by its epsilon times the size
-    of the logits. `dtype` is that of the log-probabilities.
+    of the logits. A temperature below 1 divides these, and so what they differ by.
+    `dtype` is that of the log-probabilities.
     """
     formats = [w.dtype for w in policy.parameters() if w.is_floating_point()]
     epsilon = max(torch.finfo(each).eps for each in [dtype, *formats])
-    return max(1e-3, math.sqrt(epsilon) if epsilon > 1e-4 else 0.0)
+    temperature = min(1.0, float(getattr(policy, "temperature", 1.0)))
+    return max(1e-3, math.sqrt(epsilon) / temperature if epsilon > 1e-4 else 0.0)
 
 
 def bare(model: nn.Module) -> nn.Module:

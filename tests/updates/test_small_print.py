@@ -9,6 +9,7 @@ import pytest
 import torch
 from batches import random_batch, seeded
 from gymnasium.vector import AutoresetMode
+from language_models import fresh
 from small_policies import its_own, random_like, small
 from torch import nn
 
@@ -16,6 +17,7 @@ import rl_notes.dynamic_programming as dp
 from rl_notes.advantages import gae, returns_to_go
 from rl_notes.divergences import sample
 from rl_notes.language.arithmetic import _stated_totals
+from rl_notes.language.generation import generate
 from rl_notes.maze import MazeEnv, MazeVectorEnv
 from rl_notes.natural_gradient import split
 from rl_notes.objectives import (
@@ -25,7 +27,12 @@ from rl_notes.objectives import (
     sum_over_constant,
     token_clip,
 )
-from rl_notes.policies import MLPPolicy, TabularPolicy
+from rl_notes.policies import (
+    MLPPolicy,
+    TabularPolicy,
+    TransformerPolicy,
+    rounding_of_logprobs,
+)
 from rl_notes.updates import grpo_update, ppo_update, reinforce_update
 
 CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
@@ -131,6 +138,24 @@ def test_half_precision_may_be_off_by_more():
         else:
             with pytest.raises(ValueError, match="other log-probabilities"):
                 ppo(policy, batch, advantages)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_a_low_temperature_divides_what_half_precision_rounds_off(temperature):
+    """What is rounded otherwise by so little is further apart by as much."""
+    model = fresh(scale=1.0).bfloat16()
+    policy = TransformerPolicy(model, temperature)
+    prompts = [[2, 5, 7]]
+    options = {"max_new_tokens": 4, "generator": seeded(0)}
+    batch = generate(policy, prompts, group_size=2, **options)
+
+    def otherwise(module, given, logits):
+        return logits.float() + 0.03 * torch.randn(logits.shape, generator=seeded(1))
+
+    model.lm_head.register_forward_hook(otherwise)
+    advantages = torch.where(batch.mask, 1.0, 0.0)
+    ppo(policy, batch, advantages)
+    assert rounding_of_logprobs(policy, torch.float64) < 0.1 / min(1, temperature)
 
 
 def test_an_empty_row_counts_in_the_mean_of_reinforce():
