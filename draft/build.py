@@ -1,6 +1,7 @@
 """Build book/real_model.ipynb in /tmp/w/rm from cells.txt"""
 import sys, re
-ROOT = sys.argv[1] if len(sys.argv) > 1 else "/tmp/w/rm"
+from pathlib import Path
+ROOT = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).resolve().parents[1])
 sys.path[:0] = [ROOT + "/tools"]
 from collections import Counter
 from pathlib import Path
