@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from rl_notes.device import pick_device
 
-DRAWN = {torch.rand, torch.randn, torch.randint, torch.randperm}
-FILLED = {
+DRAWN: set[Any] = {torch.rand, torch.randn, torch.randint, torch.randperm}
+FILLED: set[Any] = {
     torch.Tensor.normal_,
     torch.Tensor.uniform_,
     torch.Tensor.bernoulli_,
     torch.Tensor.exponential_,
 }
-FOR_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
+FOR_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
 class DrawnOnTheCPU(TorchFunctionMode):
@@ -52,4 +52,5 @@ class DrawnOnTheCPU(TorchFunctionMode):
 def pytest_configure() -> None:
     """Before any test is read: some keep tensors of their own."""
     torch.set_default_device(pick_device())
-    DrawnOnTheCPU().__enter__()
+    mode: Any = DrawnOnTheCPU()
+    mode.__enter__()

@@ -415,13 +415,13 @@ def test_the_chapter_hands_over_with_settings_that_keep_a_step(tmp_path):
     ]
     calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
     (config,) = [call for call in calls if getattr(call.func, "id", "") == "GRPOConfig"]
-    given = {word.arg: ast.literal_eval(word.value) for word in config.keywords}
+    given = {str(word.arg): ast.literal_eval(word.value) for word in config.keywords}
     for name in ("bf16", "lr_scheduler_type", "max_grad_norm"):
         assert given[name] == AS_OURS[name]
     made = GRPOConfig(**given | {"output_dir": str(tmp_path), "use_cpu": True})
     assert made.generation_batch_size == 16 * made.num_generations
 
-    names = {"is_right": is_right}
+    names: dict[str, Any] = {"is_right": is_right}
     exec(block.split("trainer =")[0], names)
     said = [[{"role": "assistant", "content": text}] for text in ("2 + 3 = 5", "six")]
     assert names["paid"]([[], []], said, pair=[[2, 3], [2, 4]]) == [1.0, 0.0]

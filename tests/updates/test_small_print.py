@@ -146,7 +146,7 @@ def test_a_low_temperature_divides_what_half_precision_rounds_off(temperature):
     model = fresh(scale=1.0).bfloat16()
     policy = TransformerPolicy(model, temperature)
     prompts = [[2, 5, 7]]
-    options = {"max_new_tokens": 4, "generator": seeded(0)}
+    options: dict[str, Any] = {"max_new_tokens": 4, "generator": seeded(0)}
     batch = generate(policy, prompts, group_size=2, **options)
 
     def otherwise(module, given, logits):
