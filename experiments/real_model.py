@@ -50,7 +50,8 @@ from rl_notes.updates import grpo_update
 
 HOME = Path(__file__).resolve().parents[1] / ".real_model"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LIMIT, LONGEST = 16, 24  # tokens in an answer, in training and when examined
+# Tokens in an answer: in training, when examined, and for a model that may talk.
+LIMIT, LONGEST, ROOM = 16, 24, 64
 QUESTIONS, SIZE, UPDATES = 16, 8, 25
 LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 2e-4
 GREEDY = 1e-3
@@ -294,10 +295,10 @@ def grpo(
     generator = seeded(1000 * seed + rank)  # each process samples rows of its own
     curve = []
     for _ in tqdm(range(updates), disable=rank > 0 or None):
-        began, old = time.process_time(), [w.detach().clone() for w in trained]
+        began, old = clock(), [w.detach().clone() for w in trained]
         count = QUESTIONS // processes()
         batch = gather(sample(policy, tokens, task, count, generator))
-        sampled = time.process_time()
+        sampled = clock()
         scores = batch.rewards.sum(1)
         advantages = per_step(group_relative(scores, batch.groups), batch.mask)
         stats = grpo_update(
@@ -321,13 +322,19 @@ def grpo(
             "entropy": stats.entropy,
             "changed": share_changed(old, trained),
             "sampling": sampled - began,
-            "update": time.process_time() - sampled,
+            "update": clock() - sampled,
         }
         curve.append({name: round(float(x), 5) for name, x in point.items()})
     found = {"seed": seed, "curve": curve, "weights": sum(w.numel() for w in trained)}
     if task is PRODUCTS:
         return model, found | {"examined": products_examined(model, tokens)}
     return model, found | examined(model, tokens)
+
+
+def clock() -> float:
+    """Seconds of the process on the CPU, where others may run; of the world else."""
+    on_a_card = pick_device().type == "cuda"
+    return time.perf_counter() if on_a_card else time.process_time()
 
 
 def share_changed(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> float:
@@ -478,7 +485,7 @@ def products_examined(
             "score": mean(scores),
             "samples": {
                 entry["metadata"]["expression"]: text
-                for entry, text in list(zip(asked, said, strict=True))[:12]
+                for entry, text in zip(asked, said, strict=True)
             },
         }
     return found
@@ -515,14 +522,15 @@ def before() -> tuple[Any, dict[str, Any]]:
 
 
 def longer() -> tuple[Any, dict[str, Any]]:
-    """The model as it comes, when its answers may be four times as long."""
+    """The model as it comes, when its answers may be longer."""
     model, tokens = load()
     found = {}
     for name in EXAMS:
         asked = exam(name)
         prompts = [prompt(tokens, sum_asked(pair)) for pair in asked]
-        said, _ = answered(model, tokens, prompts, GREEDY, 4 * LIMIT)
-        found[name] = shares(asked, said) | {"samples": said[:6]}
+        said, _ = answered(model, tokens, prompts, GREEDY, ROOM)
+        ended = mean(len(tokens.encode(text)) < ROOM for text in said)
+        found[name] = shares(asked, said) | {"ended": ended, "samples": said}
     return None, {"examined": found}
 
 
@@ -571,6 +579,8 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     started_by_torchrun = "RANK" in os.environ
     if started_by_torchrun:
+        if torch.cuda.is_available():  # each process has a card of its own
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()
     kept("").parent.mkdir(parents=True, exist_ok=True)
     for name in names or RUNS:

@@ -283,7 +283,7 @@ def forward_distinct(
     else:
         alike = len(kinds) < len(seen)
         logits = run(kinds.to(seen.device) if alike else seen)
-        row = kind if alike else torch.arange(len(seen))
+        row = kind if alike else torch.arange(len(seen), device="cpu")
         row = row.to(seen.device)
         step = torch.arange(seen.shape[1], device=seen.device)
         where = row[:, None] * seen.shape[1] + step

@@ -43,7 +43,7 @@ def check_rounding_by_chance(answer: Callable[[Tensor, Tensor], Answer]) -> None
             "then the middle, not x.": _half,
         },
         inputs=inputs,
-        tolerance=0,
+        tolerance=0.0,
     )
 
 
