@@ -331,6 +331,26 @@ def test_the_optimizer_is_adamw(tmp_path):
     handing.same_step(theirs, ours, tmp_path, adam_of)
 
 
+def test_biases_and_norms_do_not_decay(tmp_path):
+    """Our models have no biases, so that one is put in."""
+    asked = questions(20, held_out=False, generator=seeded(0))
+    model = load("sft")[0]
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    layer.bias = torch.nn.Parameter(torch.zeros(layer.out_features))
+    made = trainer_without_options(tmp_path, asked, model=model, weight_decay=0.5)
+    decay = {
+        id(weight): group["weight_decay"]
+        for group in made.create_optimizer().param_groups
+        for weight in group["params"]
+    }
+    named = dict(made.model.named_parameters())
+    assert {decay[id(x)] for name, x in named.items() if "norm" in name} == {0.0}
+    assert {name for name in named if name.endswith("bias")}
+    for name, weight in named.items():
+        spared = "norm" in name or name.endswith("bias")
+        assert decay[id(weight)] == (0.0 if spared else 0.5)
+
+
 @pytest.mark.parametrize("disabled", [False, True])
 def test_dropout_is_on_if_not_disabled(disabled, tmp_path):
     (row,) = [row for row in THEIRS if row.name == "disable_dropout"]
