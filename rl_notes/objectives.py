@@ -52,7 +52,9 @@ def sequence_ratio(
     largest ratio of the row's steps, and is clipped at distances such as 3e-4.
 
     Without `length_normalised` it is the ratio of the answers' probabilities, the
-    product of the (ratio)s, with gradient s_n at each step.
+    product of the (ratio)s, with gradient s_n at each step. As a number it is the
+    weight by which another policy's answers speak for this one without bias
+    (importance sampling): E_pi[f(o)] = E_mu[pi(o) / mu(o) f(o)].
     """
     _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
     _require_same_shape("mask", mask, new_logprobs)
@@ -279,9 +281,9 @@ def dppo(
     M_t rho_t A_t, where M_t is 1 where `dppo_mask` is True, and 0 elsewhere
 
     It has the form of the (clip), and asks another question: not by which factor the
-    action has become likelier, but how much of the distribution has moved. A rare
-    action may multiply. A frequent one is held as soon as it has lost delta_low, which
-    may be long before its ratio says so, or long after (Qi et al. 2026,
+    action has become likelier, but how much of the distribution has moved. As
+    |pi - mu| = mu |rho - 1|, a rare action may multiply, and with delta equal to the
+    clip range whatever is held here is held by the clip too (Qi et al. 2026,
     https://arxiv.org/abs/2602.04879). No gradient flows through M_t. As delta goes to
     0 only steps remain that bring the policy back, and from delta = 1 on it is the
     (surrogate).

@@ -459,6 +459,7 @@ def test_dppo_holds_no_step_in_a_state_that_has_not_moved_so_far():
             clipped = (sign * (ratio - 1) > 0.2) & batch.mask
             held = ~near & batch.mask
             held_at_all += int(held.sum())
+            assert not (held & ~clipped).any()  # |pi - mu| = mu |rho - 1|
             false_alarms["dppo"] += int((held & (moved <= 0.2)).sum())
             false_alarms["clip"] += int((clipped & (moved <= 0.2)).sum())
     assert held_at_all > 100
