@@ -42,7 +42,8 @@ from rl_notes.objectives import (
     token_clip,
     truncated_weights,
 )
-from rl_notes.policies import TransformerPolicy, rescored
+from rl_notes.policies import TransformerPolicy, action_logprobs, rescored
+from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
 NAME = "off_policy"
@@ -50,6 +51,7 @@ SEEDS = range(5)
 QUESTIONS, SIZE = 32, 8  # in an update
 UPDATES = 40
 EXAM = 300  # held-out questions
+DISSECTED = 400  # stale questions whose gradient is looked at, and twice as many fresh
 LEARNING_RATE = 1e-4
 CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
 
@@ -184,6 +186,57 @@ def train(seed: int, arm: Arm, before: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def gradient(policy: TransformerPolicy, batch: Trajectories, weights: Tensor) -> Tensor:
+    """The mean over tokens of weight times the gradient of the log-probability."""
+    total = torch.zeros(sum(w.numel() for w in policy.parameters()))
+    for rows in torch.arange(len(batch.mask)).split(256):
+        each = weights[rows] * action_logprobs(policy, batch.select(rows))
+        parts = torch.autograd.grad(each.sum(), list(policy.parameters()))
+        total += torch.cat([part.flatten() for part in parts])
+    return total / batch.mask.sum()
+
+
+def dissect(seed: int) -> dict[str, Any]:
+    """A stale gradient and what is in it, beside the one of fresh answers."""
+    model, generator = fresh_sft(), seeded(seed)
+    policy, late = TransformerPolicy(model), TransformerPolicy(fresh_sft())
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    for _ in range(LATE):
+        batch, scores = sample_scored(policy, QUESTIONS, SIZE, generator)
+        grpo_update(
+            policy,
+            optimizer,
+            batch,
+            per_step(group_relative(scores, batch.groups), batch.mask),
+            objective=partial(token_clip, **CLIP),
+            aggregate=mean_over_tokens,
+            epochs=1,
+            minibatches=1,
+            generator=generator,
+        )
+    fresh, scores = sample_scored(policy, 2 * DISSECTED, SIZE, generator)
+    A = per_step(group_relative(scores, fresh.groups), fresh.mask)
+    truth = gradient(policy, fresh, A)
+    stale, scores = sample_scored(late, DISSECTED, SIZE, generator)
+    A = per_step(group_relative(scores, stale.groups), stale.mask)
+    own = rescored(policy, stale).logprobs
+    gone = (importance_ratio(own, stale.logprobs) < 0.5) & (A < 0)
+    arms = {"ignored": ignored, "truncated": truncated, "clip": clip, "dppo": dppo}
+    arms |= {"only_less": only_less, "only_more": only_more}
+    weights = {name: f(own, stale.logprobs, A, stale.mask) for name, f in arms.items()}
+    weights["without_gone"], weights["only_gone"] = (~gone).float(), gone.float()
+    found = {name: gradient(policy, stale, w * A) for name, w in weights.items()}
+    return {
+        "seed": seed,
+        "gone": float(f"{gone[stale.mask].float().mean():.4g}"),
+        "norm": {name: float(f"{g.norm():.4g}") for name, g in found.items()},
+        "cosine": {
+            name: round(float(torch.cosine_similarity(g, truth, dim=0)), 4)
+            for name, g in found.items()
+        },
+    }
+
+
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
     if stored := stored_before(NAME):
@@ -198,19 +251,27 @@ def kept() -> dict[str, Any]:
         "delays": [0, *DELAYS],
         "late": LATE,
     }
-    return {"settings": settings, "before": before, **{name: [] for name in ARMS}}
+    runs: dict[str, list[Any]] = {name: [] for name in ARMS}
+    return {"settings": settings, "before": before, "dissected": [], **runs}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     results = kept()
     earlier = results.pop("about", {}).get("cpu_seconds", 0)
-    for seed in SEEDS:
-        for name, arm in ARMS.items():
-            if seed in [run["seed"] for run in results[name]]:
-                continue
-            results[name].append(train(seed, arm, results["before"]))
-            store(NAME, results, earlier=earlier)  # an interruption loses one run
+    jobs: list[tuple[str, Callable[[int], dict[str, Any]]]] = [("dissected", dissect)]
+    jobs += [
+        (name, partial(train, arm=arm, before=results["before"]))
+        for name, arm in ARMS.items()
+    ]
+    first = [job for job in jobs if job[0].startswith(("dissected", "delay"))]
+    for block in (first, [job for job in jobs if job not in first]):
+        for seed in SEEDS:
+            for name, job in block:
+                if seed in [run["seed"] for run in results[name]]:
+                    continue
+                results[name].append(job(seed))
+                store(NAME, results, earlier=earlier)  # an interruption loses one run
 
 
 if __name__ == "__main__":
