@@ -78,6 +78,15 @@ def only_more(own: Tensor, sampler: Tensor, A: Tensor, mask: Tensor) -> Tensor:
     return importance_ratio(own, sampler).clamp(1, 5)
 
 
+def without_gone(own: Tensor, sampler: Tensor, A: Tensor, mask: Tensor) -> Tensor:
+    """As if one's own, but for what has been pushed below half, and is pushed on."""
+    return (~gone(own, sampler, A)).float()
+
+
+def gone(own: Tensor, sampler: Tensor, A: Tensor) -> Tensor:
+    return (importance_ratio(own, sampler) < 0.5) & (A < 0)
+
+
 def clip(own: Tensor, sampler: Tensor, A: Tensor, mask: Tensor) -> Tensor:
     """The slope of PPO's clip around the sampler."""
     ratio = importance_ratio(own, sampler)
@@ -129,6 +138,7 @@ ARMS = {
     "delay_0": Arm(),
     **{f"delay_{k}_ignored": Arm(delay=k) for k in DELAYS},
     **{f"delay_{k}_truncated": Arm(truncated, delay=k) for k in DELAYS},
+    "without_gone": Arm(without_gone, delay=LATE),
     "only_less": Arm(only_less, delay=LATE),
     "only_more": Arm(only_more, delay=LATE),
     "clip": Arm(clip, delay=LATE),
@@ -164,12 +174,13 @@ def train(seed: int, arm: Arm, before: dict[str, float]) -> dict[str, Any]:
             minibatches=1,
             generator=generator,
         )
-        ratio = importance_ratio(own.logprobs, batch.logprobs)[batch.mask]
-        gone = (ratio < 0.5) & (advantages[batch.mask] < 0)
+        steps = batch.mask
+        away = (batch.logprobs - own.logprobs)[steps]
+        pushed_on = gone(own.logprobs, batch.logprobs, advantages)[steps]
         found = {
             "score": scores.mean().item(),
-            "away": -ratio.log().mean().item(),  # KL(sampler || policy) of a token
-            "gone": gone.float().mean().item(),  # below half by now, and pushed down
+            "away": away.mean().item(),  # KL(sampler || policy) of a token
+            "gone": pushed_on.float().mean().item(),
             "entropy": stats.entropy,
             "gradient_norm": stats.gradient_norm,
         }
@@ -220,15 +231,15 @@ def dissect(seed: int) -> dict[str, Any]:
     stale, scores = sample_scored(late, DISSECTED, SIZE, generator)
     A = per_step(group_relative(scores, stale.groups), stale.mask)
     own = rescored(policy, stale).logprobs
-    gone = (importance_ratio(own, stale.logprobs) < 0.5) & (A < 0)
+    pushed_on = gone(own, stale.logprobs, A)
     arms = {"ignored": ignored, "truncated": truncated, "clip": clip, "dppo": dppo}
     arms |= {"only_less": only_less, "only_more": only_more}
     weights = {name: f(own, stale.logprobs, A, stale.mask) for name, f in arms.items()}
-    weights["without_gone"], weights["only_gone"] = (~gone).float(), gone.float()
+    weights["without_gone"], weights["only_gone"] = ~pushed_on, pushed_on
     found = {name: gradient(policy, stale, w * A) for name, w in weights.items()}
     return {
         "seed": seed,
-        "gone": float(f"{gone[stale.mask].float().mean():.4g}"),
+        "gone": float(f"{pushed_on[stale.mask].float().mean():.4g}"),
         "norm": {name: float(f"{g.norm():.4g}") for name, g in found.items()},
         "cosine": {
             name: round(float(torch.cosine_similarity(g, truth, dim=0)), 4)
