@@ -102,8 +102,8 @@ def masked_weights(
     rho_t if low <= rho_t <= high, else 0, for every step t of every row, or the same of
     the whole answer's ratio, whichever is given: see `truncated_weights`. No gradient
     flows through a weight. Where a truncated weight still counts, a masked one is
-    silent. So the mask drops just those answers that have become much likelier (Ling
-    team 2025, https://arxiv.org/abs/2510.18855, tokens; Liu et al. 2025,
+    silent: beyond `high` it drops just what has become much likelier (Ling team 2025,
+    https://arxiv.org/abs/2510.18855, tokens; Liu et al. 2025,
     https://yingru.notion.site, whole answers).
     """
     if not 0 <= low < high:
