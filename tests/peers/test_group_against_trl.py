@@ -13,6 +13,7 @@ import torch
 from batches import seeded
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl_batches import as_ours
 
 from rl_notes.advantages import group_relative, has_spread, leave_one_out, per_step
 from rl_notes.divergences import k3
@@ -27,7 +28,6 @@ from rl_notes.objectives import (
     token_clip,
 )
 from rl_notes.policies import TransformerPolicy, action_logprobs
-from rl_notes.trajectories import Trajectories
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 GROUPS, SIZE, LIMIT = 6, 4, 20
@@ -120,29 +120,6 @@ def trainer_of(kind, config, folder, **options):
     return made, made._generate_and_score_completions(rows)
 
 
-def as_ours(inputs):
-    """TRL's batch, padded on both sides, as rows that are padded on the right."""
-    tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    prompt, answer = inputs["prompt_mask"], inputs["completion_mask"]
-    chosen = torch.cat([torch.zeros_like(prompt), answer], dim=1).bool()
-    empty = (prompt == 0).sum(dim=1)
-    columns = torch.arange(tokens.shape[1]) + empty[:, None]
-    inside = columns < tokens.shape[1]
-    columns = columns.clamp(max=tokens.shape[1] - 1)
-    text = tokens.gather(1, columns)
-    mask = (chosen.gather(1, columns) & inside)[:, 1:]
-    zeros = torch.zeros(mask.shape)
-    return Trajectories(
-        actions=text[:, 1:],
-        logprobs=zeros,
-        rewards=zeros,
-        discounts=zeros,
-        mask=mask,
-        groups=torch.arange(GROUPS).repeat_interleave(SIZE),
-        observations=text,
-    )
-
-
 def moved(model):
     """A step away, not along any gradient: ratios differ from 1."""
     with torch.no_grad():
@@ -173,10 +150,17 @@ def no_constant(batch, advantages):
     return 0.0
 
 
-def compare(made, inputs, ours, *, beta=0.0, constant=no_constant):
+def plain(new, old, reference):
+    """What it costs a step to be away from the reference, in our objective."""
+    return k3(new, reference)
+
+
+def compare(
+    made, inputs, ours, *, beta=0.0, price=plain, temperature=1.0, constant=no_constant
+):
     """Advantages, old log-probabilities, loss and gradient; then that it was a test."""
     advantages_of, objective, aggregate = ours
-    batch, policy = as_ours(inputs), TransformerPolicy(made.model)
+    batch, policy = as_ours(inputs), TransformerPolicy(made.model, temperature)
     advantages = advantages_of(torch.tensor(SCORES), batch.groups)
     assert_same(advantages, inputs["advantages"])
     per_row = per_step(advantages, batch.mask)
@@ -193,7 +177,7 @@ def compare(made, inputs, ours, *, beta=0.0, constant=no_constant):
     expected = made.compute_loss(made.model, inputs)
     slope = gradient_of(made.model, expected)
     new = action_logprobs(policy, batch)
-    x = objective(new, old, per_row, batch.mask) - beta * k3(new, reference)
+    x = objective(new, old, per_row, batch.mask) - beta * price(new, old, reference)
     found = -aggregate(x, batch.mask)
     assert_same(found + constant(batch, advantages), expected)
     assert_same(gradient_of(made.model, found), slope)
