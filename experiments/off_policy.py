@@ -87,6 +87,20 @@ def gone(own: Tensor, sampler: Tensor, A: Tensor) -> Tensor:
     return (importance_ratio(own, sampler) < 0.5) & (A < 0)
 
 
+def without_others(own: Tensor, sampler: Tensor, A: Tensor, mask: Tensor) -> Tensor:
+    """The control of `without_gone`: leaves out as many, as rare, and as bad.
+
+    But none that has been pushed away: all have become likelier since they were
+    sampled. Of these the rarest, since it is the rare ones whose push is large.
+    """
+    number = int(gone(own, sampler, A).sum())
+    others = mask & (A < 0) & (own >= sampler)
+    rarest = torch.where(others, own, torch.inf).flatten().argsort()[:number]
+    kept = torch.ones(own.numel())
+    kept[rarest] = 0
+    return torch.where(others, kept.view_as(own), 1)
+
+
 def clip(own: Tensor, sampler: Tensor, A: Tensor, mask: Tensor) -> Tensor:
     """The slope of PPO's clip around the sampler."""
     ratio = importance_ratio(own, sampler)
@@ -139,6 +153,7 @@ ARMS = {
     **{f"delay_{k}_ignored": Arm(delay=k) for k in DELAYS},
     **{f"delay_{k}_truncated": Arm(truncated, delay=k) for k in DELAYS},
     "without_gone": Arm(without_gone, delay=LATE),
+    "without_others": Arm(without_others, delay=LATE),
     "only_less": Arm(only_less, delay=LATE),
     "only_more": Arm(only_more, delay=LATE),
     "clip": Arm(clip, delay=LATE),
@@ -236,7 +251,11 @@ def dissect(seed: int) -> dict[str, Any]:
     arms |= {"only_less": only_less, "only_more": only_more}
     weights = {name: f(own, stale.logprobs, A, stale.mask) for name, f in arms.items()}
     weights["without_gone"], weights["only_gone"] = ~pushed_on, pushed_on
+    weights["without_others"] = without_others(own, stale.logprobs, A, stale.mask)
     found = {name: gradient(policy, stale, w * A) for name, w in weights.items()}
+    again, scores = sample_scored(policy, DISSECTED, SIZE, generator)
+    A = per_step(group_relative(scores, again.groups), again.mask)
+    found["fresh"] = gradient(policy, again, A)  # what so many answers can show
     return {
         "seed": seed,
         "gone": float(f"{pushed_on[stale.mask].float().mean():.4g}"),
@@ -250,8 +269,9 @@ def dissect(seed: int) -> dict[str, Any]:
 
 def kept() -> dict[str, Any]:
     """What an earlier call has stored, to be gone on with."""
+    nothing: dict[str, list[Any]] = {name: [] for name in ARMS}
     if stored := stored_before(NAME):
-        return stored
+        return {**nothing, **stored}
     before = measure(fresh_sft(), questions=EXAM)
     settings = {
         "questions": QUESTIONS,
@@ -262,8 +282,7 @@ def kept() -> dict[str, Any]:
         "delays": [0, *DELAYS],
         "late": LATE,
     }
-    runs: dict[str, list[Any]] = {name: [] for name in ARMS}
-    return {"settings": settings, "before": before, "dissected": [], **runs}
+    return {"settings": settings, "before": before, "dissected": [], **nothing}
 
 
 def main() -> None:
