@@ -4,8 +4,8 @@
     python -m experiments.off_policy
 
 Five seeds. Every run starts from "sft" and makes 40 updates, one step each, from 32
-questions and 8 answers to each. The copy that answers is `delay` updates late, or has
-its weights rounded. Its answers are trained on as if they were the policy's own
+questions and 8 answers to each. The copy that answers is `delay` updates late, or
+rounded. Its answers are trained on as if they were the policy's own
 ("ignored"), or with weights. The arms differ in what the lines of `ARMS` say.
 
 What is there already is kept and not run again: delete the results to begin anew.

@@ -179,6 +179,7 @@ def test_off_policy_has_five_seeds_of_every_arm_from_one_start():
     for seed in stored["dissected"]:
         assert 0 < seed["gone"] < 0.01
         assert seed["cosine"]["only_gone"] < seed["cosine"]["without_gone"]
+        assert seed["cosine"]["without_others"] < seed["cosine"]["without_gone"]
 
 
 def test_thinking_has_five_seeds_of_everything_from_one_start():
