@@ -380,6 +380,7 @@ CORNERS = {
     "good, a little up": (0.65, 0.5, 2.0, 2.6, 2.6),
     "good, far down: driven up": (0.25, 0.5, 2.0, 1.0, 1.0),
     "bad, far down: held": (0.25, 0.5, -2.0, 0.0, 0.0),
+    "bad, down by more than its own bound: held": (0.35, 0.5, -2.0, 0.0, 0.0),
     "bad, a little down": (0.45, 0.5, -2.0, -1.8, -1.8),
     "bad, far up: driven down": (0.75, 0.5, -2.0, -3.0, -3.0),
     "good and rare: a hundred times likelier": (0.1, 0.001, 2.0, 200.0, 200.0),
@@ -401,6 +402,12 @@ def check_dppo(function):
 
 def test_dppo_at_every_corner_by_hand():
     check_dppo(dppo)
+
+
+def test_a_step_without_advantage_is_never_held():
+    """It has no gradient either way, but whoever counts the held would count it."""
+    new, old = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.1, 0.9]]).log()
+    assert dppo_mask(new, old, torch.zeros(1, 2), **DELTAS).all()
 
 
 def by_factors(new, old, advantages, mask, *, delta_low, delta_high):
