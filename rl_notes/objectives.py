@@ -4,9 +4,9 @@ An objective is one number per step, [N, T]; what compares answers is one per pa
 What is called a loss is minimised. An aggregation is linear in its first argument.
 What stands where the mask is False never enters, not even as NaN.
 
-`token_clip`, `sequence_clip` and `cispo` are functions of the same four arguments, the
-log-probabilities of the policy as it is and as it sampled, the advantages and the mask:
-any such function can be the objective of `grpo_update`.
+`token_clip`, `sequence_clip`, `cispo` and `dppo` are functions of the same four
+arguments, the log-probabilities of the policy as it is and as it sampled, the
+advantages and the mask: any such function can be the objective of `grpo_update`.
 """
 
 import math
@@ -52,7 +52,9 @@ def sequence_ratio(
     largest ratio of the row's steps, and is clipped at distances such as 3e-4.
 
     Without `length_normalised` it is the ratio of the answers' probabilities, the
-    product of the (ratio)s, with gradient s_n at each step.
+    product of the (ratio)s, with gradient s_n at each step. As a number it is the
+    weight by which another policy's answers speak for this one without bias
+    (importance sampling): E_pi[f(o)] = E_mu[pi(o) / mu(o) f(o)].
     """
     _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
     _require_same_shape("mask", mask, new_logprobs)
@@ -60,6 +62,57 @@ def sequence_ratio(
     if length_normalised:
         log_ratio = log_ratio / mask.sum(dim=1).clamp(min=1)
     return torch.where(mask, log_ratio.exp()[:, None], 1)
+
+
+def truncated_weights(
+    ratio: Float[Tensor, "N T"], *, cap: float | int
+) -> Float[Tensor, "N T"]:
+    """Truncated importance sampling, TIS, as weights (truncated weight).
+
+    What an answer counts that another policy sampled, and no more than the cap.
+
+    min(rho_t, cap) for every step t of every row, or min(s_n, cap) for a whole answer,
+    whichever ratio is given:
+
+        importance_ratio(own, sampler)  # of each token
+        sequence_ratio(own, sampler, mask, length_normalised=False)  # of the answer
+
+    own is log pi(a_t | s_t) under the policy that learns, sampler the same under the
+    one that sampled. No gradient flows through a weight. It multiplies the advantages,
+    in trajectories that are `rescored`. The cap bounds the variance, and what it cuts
+    off is a bias: each answer that has become more than `cap` times likelier counts too
+    little (Ionides 2008; Yao et al. 2025, https://fengyao.notion.site/off-policy-rl).
+    `cap` = inf is importance sampling, untruncated.
+    """
+    if not cap > 0:
+        raise ValueError(
+            f"cap must be positive, but it is {cap}. It is the largest weight, such as "
+            "2, and not a distance from 1."
+        )
+    return ratio.detach().clamp(max=cap)
+
+
+def masked_weights(
+    ratio: Float[Tensor, "N T"], *, low: float | int = 0.0, high: float | int
+) -> Float[Tensor, "N T"]:
+    """Masked importance sampling, MIS, as weights (masked weight). IcePop for tokens.
+
+    What an answer counts that another policy sampled, and nothing outside a range.
+
+    rho_t if low <= rho_t <= high, else 0, for every step t of every row, or the same of
+    the whole answer's ratio, whichever is given: see `truncated_weights`. No gradient
+    flows through a weight. Where a truncated weight still counts, a masked one is
+    silent: beyond `high` it drops just what has become much likelier (Ling team 2025,
+    https://arxiv.org/abs/2510.18855, tokens; Liu et al. 2025,
+    https://yingru.notion.site, whole answers).
+    """
+    if not 0 <= low < high:
+        raise ValueError(
+            "low and high must be ratios with 0 <= low < high, such as 0.5 and 2, but "
+            f"they are {low} and {high}."
+        )
+    ratio = ratio.detach()
+    return torch.where((ratio >= low) & (ratio <= high), ratio, 0)
 
 
 def surrogate(
@@ -176,6 +229,74 @@ def cispo(
     _require_same_shape("advantages", advantages, new_logprobs)
     weight = importance_ratio(new_logprobs, old_logprobs).detach().clamp(max=cap)
     return weight * advantages * new_logprobs
+
+
+def dppo_mask(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    *,
+    delta_low: float | int,
+    delta_high: float | int,
+) -> Bool[Tensor, "N T"]:
+    """Trust region mask of DPPO: where a step keeps its gradient (dppo).
+
+    False where A_t > 0 and pi(a_t | s_t) - mu(a_t | s_t) > delta_high, or A_t < 0 and
+    pi(a_t | s_t) - mu(a_t | s_t) < -delta_low: the action has been driven far enough,
+    counted in probability and not in factors. pi is the policy as it is and mu the one
+    that sampled, by their log-probabilities.
+
+    A single action's change never exceeds the total variation of its state,
+    1/2 sum_a |pi(a | s_t) - mu(a | s_t)|, so a step is held only where that is above
+    delta too: no false alarm. It may be above and no single action tell (Qi et al.
+    2026, https://arxiv.org/abs/2602.04879, the binary total variation).
+    """
+    _require_same_shape("old_logprobs", old_logprobs, new_logprobs)
+    _require_same_shape("advantages", advantages, new_logprobs)
+    if not (delta_low > 0 and delta_high > 0):
+        raise ValueError(
+            "delta_low and delta_high must be positive, but they are "
+            f"{delta_low} and {delta_high}. Both are differences of probabilities, "
+            "such as 0.2."
+        )
+    change = new_logprobs.detach().exp() - old_logprobs.exp()
+    too_high = (advantages > 0) & (change > delta_high)
+    too_low = (advantages < 0) & (change < -delta_low)
+    return ~(too_high | too_low)
+
+
+def dppo(
+    new_logprobs: Float[Tensor, "N T"],
+    old_logprobs: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    delta_low: float | int,
+    delta_high: float | int,
+) -> Float[Tensor, "N T"]:
+    """DPPO, divergence proximal policy optimization, per step (dppo). To be maximised.
+
+    The surrogate, without gradient where the policy has moved too much probability.
+
+    M_t rho_t A_t, where M_t is 1 where `dppo_mask` is True, and 0 elsewhere
+
+    It has the form of the (clip), and asks another question: not by which factor the
+    action has become likelier, but how much of the distribution has moved. As
+    |pi - mu| = mu |rho - 1|, a rare action may multiply, and with delta equal to the
+    clip range whatever is held here is held by the clip too (Qi et al. 2026,
+    https://arxiv.org/abs/2602.04879). No gradient flows through M_t. As delta goes to
+    0 only steps remain that bring the policy back, and from delta = 1 on it is the
+    (surrogate).
+    """
+    near = dppo_mask(
+        new_logprobs,
+        old_logprobs,
+        advantages,
+        delta_low=delta_low,
+        delta_high=delta_high,
+    )
+    rise = surrogate(importance_ratio(new_logprobs, old_logprobs), advantages)
+    return torch.where(near, rise, 0)
 
 
 def overlong_penalty(

@@ -9,6 +9,7 @@ rather than a random one, and the first errors that it learns from are the retur
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -244,6 +245,28 @@ def action_logprobs(
     """
     logprobs = forward_distinct(policy, trajectories).log_softmax(-1)
     return taken_logprobs(logprobs, trajectories)
+
+
+@torch.no_grad()
+def rescored(policy: nn.Module, trajectories: Trajectories) -> Trajectories:
+    """Recomputed old log-probabilities: what another policy sampled, as ours.
+
+    The same trajectories with log pi(a_t | s_t) of this policy in `logprobs`.
+
+    An update refuses trajectories that its policy has not sampled. To rescore them is
+    to say that this is meant: a late, a rounded or a restricted copy has sampled
+    (off-policy). The copy's own log-probabilities stay in the trajectories that were
+    given, and a weight between the two is what makes up for it:
+
+        own = rescored(policy, batch)
+        ratio = importance_ratio(own.logprobs, batch.logprobs)  # [N, T]
+        weights = truncated_weights(ratio, cap=2)
+        grpo_update(policy, optimizer, own, weights * advantages, ...)
+
+    Without weights it is training on somebody else's answers as if they were one's own.
+    An action that this policy excludes is refused.
+    """
+    return replace(trajectories, logprobs=action_logprobs(policy, trajectories))
 
 
 def forward_distinct(

@@ -21,8 +21,8 @@ class Trajectories:
 
     Attributes:
         actions: a_t.
-        logprobs: Log-probability of a_t under the policy that sampled it. 0 where
-            `mask` is False.
+        logprobs: Log-probability of a_t under the policy that sampled it, or that has
+            `rescored` what another one sampled. 0 where `mask` is False.
         rewards: Reward after a_t. 0 where `mask` is False.
         discounts: gamma, and 0 where a_t ended the episode. A time limit keeps
             gamma: the episode was cut, not ended, and the value of s_L counts.

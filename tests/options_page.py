@@ -10,7 +10,7 @@ from gate import ROOT
 PAGE = (ROOT / "book" / "options.md").read_text(encoding="utf-8")
 HEAD = "| in | option | default |"
 LINE = re.compile(r"\| (?P<where>[^|]+) \| (?P<option>[^|]+) \| (?P<default>[^|]*)\|")
-NOT_HERE = "What this library does not have"
+NOT_HERE = "What this library does not have, or leaves to you"
 
 
 @dataclass(frozen=True)

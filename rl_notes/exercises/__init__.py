@@ -13,6 +13,7 @@ from rl_notes.exercises.grpo_family import (
 )
 from rl_notes.exercises.llm_as_policy import check_sampled_mask, check_sequence_logprob
 from rl_notes.exercises.maze import check_discounted_return, check_success_rate
+from rl_notes.exercises.off_policy import check_answer_weights, check_dppo_mask
 from rl_notes.exercises.policy_gradient import check_baseline, check_log_gradient
 from rl_notes.exercises.ppo import check_clipped_surrogate, check_epoch_objectives
 from rl_notes.exercises.real_model import check_rounding_by_chance
@@ -39,12 +40,14 @@ __all__ = [
     "check_action_values",
     "check_answer_mask",
     "check_answer_ratio",
+    "check_answer_weights",
     "check_baseline",
     "check_bias_and_noise",
     "check_clipped_surrogate",
     "check_conjugate_gradient",
     "check_discounted_return",
     "check_discounts",
+    "check_dppo_mask",
     "check_earned_at_budget",
     "check_epoch_objectives",
     "check_gae",

@@ -146,7 +146,9 @@ def require_its_own(
             "often it is the cause: the policy has been updated since it sampled "
             "(sample anew after each update); its temperature is another one; dropout "
             "is on (`policy.eval()`); it is another policy, or other weights; the "
-            "sampler cut the distribution (top-k, top-p) or ran in another precision."
+            "sampler cut the distribution (top-k, top-p) or ran in another precision. "
+            "If another policy is meant to have sampled, say so: train on "
+            "`rescored(policy, trajectories)`, with importance weights."
         )
 
 

@@ -119,8 +119,9 @@ def grpo_update(  # noqa: PLR0913 (most are numbers, named at the call)
     call, and the same call can be made again.
 
     Args:
-        policy: The very policy that sampled the trajectories, checked as by
-            `trpo_update`. Dropout or batch normalisation must be in eval mode.
+        policy: The very policy that sampled the trajectories, or `rescored` what
+            another one sampled, checked as by `trpo_update`. Dropout or batch
+            normalisation must be in eval mode.
         optimizer: Of the policy's parameters.
         trajectories: What the policy did.
         advantages: One finite number per step. They are constants: no gradient flows

@@ -727,6 +727,34 @@ def by_threshold(x, chance):
     return x.sign() * gap * (steps.floor() + chance(steps.frac()))
 
 
+# The mask of DPPO, and the weight of a whole answer
+
+
+def kept_one_by_one(own, sampler, A, delta):
+    kept = torch.ones(own.shape, dtype=torch.bool)
+    for n, t in np.ndindex(*own.shape):
+        change = math.exp(own[n, t]) - math.exp(sampler[n, t])
+        if A[n, t] > 0 and change > delta:
+            kept[n, t] = False
+        if A[n, t] < 0 and change < -delta:
+            kept[n, t] = False
+    return kept
+
+
+def kept_by_signs(own, sampler, A, delta):
+    return A.sign() * (own.exp() - sampler.exp()) <= delta
+
+
+def weight_by_weight(own, sampler, mask, cap):
+    rows = zip(own, sampler, mask, strict=True)
+    weights = [float(((p - q)[steps]).exp().prod()) for p, q, steps in rows]
+    return torch.tensor([min(weight, cap) for weight in weights])
+
+
+def capped_in_logs(own, sampler, mask, cap):
+    return (own.sum(1) - sampler.sum(1)).clamp(max=math.log(cap)).exp()
+
+
 EXERCISES = {
     "discounted_return": Exercise(
         exercises.check_discounted_return,
@@ -1184,6 +1212,57 @@ EXERCISES = {
             "once more": lambda parts: statistics.fmean(one_list(parts)) / len(parts),
         },
         wrong_shape=lambda parts: [statistics.fmean(one_list(parts))],
+    ),
+    "dppo_mask": Exercise(
+        exercises.check_dppo_mask,
+        right=[kept_one_by_one, kept_by_signs],
+        mistakes={
+            "True where a step is held": lambda own, sampler, A, delta: (
+                ~kept_one_by_one(own, sampler, A, delta)
+            ),
+            "counts factors": lambda own, sampler, A, delta: kept_by_signs(
+                (own - sampler).exp().log1p(), torch.log1p(own * 0 + 1), A, delta
+            ),
+            "subtracts log-prob": lambda own, sampler, A, delta: kept_by_signs(
+                (own - sampler + 20).log(), torch.log(own * 0 + 20), A, delta
+            ),
+            "whatever its advantage says": lambda own, sampler, A, delta: (
+                kept_by_signs(own, sampler, A, delta)
+                & kept_by_signs(own, sampler, -A, delta)
+            ),
+            "sides are exchanged": lambda own, sampler, A, delta: kept_by_signs(
+                own, sampler, -A, delta
+            ),
+            "bad ones never": lambda own, sampler, A, delta: kept_by_signs(
+                own, sampler, A.clamp(min=0), delta
+            ),
+        },
+        wrong_shape=lambda *given: kept_by_signs(*given)[:, :1],
+    ),
+    "answer_weights": Exercise(
+        exercises.check_answer_weights,
+        right=[weight_by_weight, capped_in_logs],
+        mistakes={
+            "Nothing is repaired": lambda own, sampler, mask, cap: (
+                (sampler - own).exp().clamp(max=cap).prod(1)
+            ),
+            "must count more": lambda own, sampler, mask, cap: weight_by_weight(
+                sampler, own, mask, cap
+            ),
+            "as large as it likes": lambda own, sampler, mask, cap: (
+                (own - sampler).exp().clamp(max=cap).prod(1)
+            ),
+            "cap is missing": lambda own, sampler, mask, cap: weight_by_weight(
+                own, sampler, mask, math.inf
+            ),
+            "distance from 1": lambda own, sampler, mask, cap: weight_by_weight(
+                own, sampler, mask, cap + 1
+            ),
+            "geometric mean": lambda own, sampler, mask, cap: by_the_root(
+                own, sampler, mask
+            ).clamp(max=cap),
+        },
+        wrong_shape=lambda *given: weight_by_weight(*given)[:, None],
     ),
     "pass_at_k": Exercise(
         exercises.check_pass_at_k,

@@ -158,6 +158,30 @@ def test_grpo_family_has_five_seeds_of_every_variant_at_equal_cost():
         assert run["curve"][0] == {"answers": 0, **stored["before"]}
 
 
+def test_off_policy_has_five_seeds_of_every_arm_from_one_start():
+    stored = results.load("off_policy")
+    names = {name for name in stored if isinstance(stored[name], list)}
+    assert {"delay_0", "delay_8_ignored", "delay_8_truncated", "dppo"} < names
+    for name in names:
+        assert seeds_of(stored[name]) == list(range(5))
+    for name in names - {"dissected"}:
+        assert len({run["curve"][-1]["sampled"] for run in stored[name]}) > 1
+        for run in stored[name]:
+            assert len(run["updates"]) == stored["settings"]["updates"]
+            assert run["curve"][0] == {"updates": 0, **stored["before"]}
+            # The first copy is the learner, unless it was rounded.
+            is_rounded = name.startswith(("int4", "bfloat16"))
+            assert (abs(run["updates"][0]["away"]) < 1e-6) == (not is_rounded)
+    # Without a delay nothing is away from anything, at any time.
+    on_policy = [u["away"] for run in stored["delay_0"] for u in run["updates"]]
+    assert max(map(abs, on_policy)) < 1e-6
+    # The gone are few, and what is found without them is another direction.
+    for seed in stored["dissected"]:
+        assert 0 < seed["gone"] < 0.01
+        assert seed["cosine"]["only_gone"] < seed["cosine"]["without_gone"]
+        assert seed["cosine"]["without_others"] < seed["cosine"]["without_gone"]
+
+
 def test_thinking_has_five_seeds_of_everything_from_one_start():
     stored = results.load("thinking")
     names = {name for name in stored if isinstance(stored[name], list)} - {"lessons"}
@@ -403,6 +427,35 @@ def test_the_experiment_with_grpo_family_runs(experiment, tmp_path):
     again = experiment("grpo_family", **small)
     assert again["grpo"] == marked
     assert again["cispo"][0]["updates"] == made["cispo"][0]["updates"]
+
+
+def test_the_experiment_with_off_policy_runs(experiment, tmp_path):
+    small = {"SEEDS": range(1), "QUESTIONS": 8, "SIZE": 4, "UPDATES": 2, "DISSECTED": 8}
+    made = experiment("off_policy", **small, LATE=2)
+    stored = results.load("off_policy")
+    assert made.keys() == stored.keys()
+    assert made["settings"].keys() == stored["settings"].keys()
+    arms = {name for name in stored if isinstance(stored[name], list)} - {"dissected"}
+    for mine, theirs in [(made[name][0], stored[name][0]) for name in sorted(arms)]:
+        assert mine.keys() == theirs.keys()
+        assert len(mine["updates"]) == 2
+        assert mine["updates"][0].keys() == theirs["updates"][0].keys()
+        assert mine["curve"][-1].keys() == theirs["curve"][-1].keys()
+    assert made["dissected"][0].keys() == stored["dissected"][0].keys()
+    # A copy that is one update late answers the second batch as the first model.
+    late, own = made["delay_1_ignored"][0], made["delay_0"][0]
+    assert late["updates"][0] == own["updates"][0]
+    assert late["updates"][1]["away"] != own["updates"][1]["away"]
+    assert late["updates"][1] == made["delay_8_ignored"][0]["updates"][1]
+    # What is stored is kept, and only what is missing is run.
+    marked = [{"seed": 0, "kept": True}]
+    lacking = {**{name: marked for name in arms}, "dissected": marked, "dppo": []}
+    whole = {**made, **lacking}
+    kept = tmp_path / "off_policy.json"
+    kept.write_text(json.dumps(whole), encoding="utf-8")
+    again = experiment("off_policy", **small, LATE=2)
+    assert again["clip"] == marked
+    assert again["dppo"][0]["updates"] == made["dppo"][0]["updates"]
 
 
 def test_the_experiment_with_thinking_runs(experiment):
