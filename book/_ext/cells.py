@@ -25,7 +25,10 @@ def anchor_cells(app: Sphinx, doctree: nodes.document) -> None:
     for node in doctree.findall(nodes.container):
         if node.get("nb_element") == "cell_code":
             anchor = f"cell-id={cells[node['cell_index']]['id']}"
-            node["ids"].append(anchor)
+            # A cell that is folded as a whole has it inside the fold, so that a browser
+            # opens the fold for whoever follows a link.
+            folded = node.get("hide_mode") == "all"
+            (node.children[0] if folded else node)["ids"].append(anchor)
             known[anchor] = (node.line or 0, anchor, anchor)
 
 
