@@ -2,9 +2,9 @@
 
 The anchor of the cell with the id 0b482070 is `cell-id=0b482070`, and a link to it is
 written `[a loss of zero](grpo.ipynb#cell-id=0b482070)`. JupyterLab looks up the same
-fragment (`setFragment` in its package `notebook`). The id is made from the source of the
-cell: whoever changes the cell changes the address, the build then names the link that
-leads nowhere, and what the link says is read again.
+fragment (`setFragment` in its package `notebook`). The id is made from the source of
+the cell: whoever changes the cell changes the address, the build then names the link
+that leads nowhere, and what the link says is read again.
 """
 
 import json
