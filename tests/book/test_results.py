@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 from gate import ROOT
 
+from experiments import diagnosis
 from experiments.answers import measure
 from rl_notes import results
 from rl_notes.language import curriculum
@@ -207,6 +208,23 @@ def test_thinking_has_five_seeds_of_everything_from_one_start():
         slow, *others = [run["updates"][0] for run in runs]
         assert all(other["right"] == slow["right"] for other in others)
         assert all(other["kl_mean"] > slow["kl_mean"] for other in others)
+
+
+def test_diagnosis_breaks_one_thing_at_a_time_in_three_seeds():
+    stored = results.load("diagnosis")
+    for name, arm in diagnosis.ARMS.items():
+        healthy = diagnosis.PRICED if arm.k1_in_loss else diagnosis.HEALTHY
+        mine, theirs = vars(arm), vars(healthy)
+        changed = [field for field in mine if mine[field] != theirs[field]]
+        assert len(changed) == (name != "healthy")
+        runs = stored[name]
+        assert seeds_of(runs) == list(range(3))
+        assert all(len(run["updates"]) == diagnosis.UPDATES for run in runs)
+        if name == "temperature":  # nothing to learn from: the model stays what it was
+            assert all(run["end"] == stored["before"] for run in runs)
+        elif name != "truncated":  # the runs of a seed begin with the same answers
+            for run, other in zip(runs, stored["healthy"], strict=True):
+                assert run["updates"][0]["score"] == other["updates"][0]["score"]
 
 
 def test_the_second_lesson_is_a_plateau_and_then_a_rise():
@@ -488,6 +506,20 @@ def test_the_experiment_with_thinking_runs(experiment):
     assert steps[0]["kl_mean"] != others[0]["kl_mean"]
     ends = [made[name][0]["curve"][-1] for name in names if "rate" not in name]
     assert len({end["kl"] for end in ends}) == len(ends) == 4
+
+
+def test_the_experiment_with_diagnosis_runs_and_goes_on(experiment):
+    small = {"QUESTIONS": 4, "SIZE": 2, "UPDATES": 2}
+    one = experiment("diagnosis", SEEDS=range(1), **small)
+    stored = results.load("diagnosis")
+    assert one.keys() == stored.keys()
+    assert one["healthy"][0].keys() == stored["healthy"][0].keys()
+    assert (
+        one["healthy"][0]["updates"][0].keys() == stored["late"][0]["updates"][0].keys()
+    )
+    two = experiment("diagnosis", SEEDS=range(2), **small)
+    assert [run["seed"] for run in two["rate"]] == [0, 1]
+    assert two["rate"][0] == one["rate"][0]
 
 
 def test_the_experiment_with_rlhf_runs(experiment):
