@@ -44,7 +44,7 @@ from rl_notes.trajectories import Trajectories
 from rl_notes.updates import grpo_update
 
 NAME = "diagnosis"
-SEEDS = range(3)
+SEEDS = range(5)
 QUESTIONS, SIZE = 16, 8  # in an update
 UPDATES = 15
 EXAM = 300  # held-out questions
@@ -99,7 +99,8 @@ ARMS = {
 def masked(batch: Trajectories, which: str) -> Tensor:
     """The tokens that are trained, [N, T]."""
     if which == "prompt":
-        return batch.mask.flip(1).cumsum(1).flip(1) > 0
+        inside: Tensor = batch.mask.flip(1).cumsum(1).flip(1) > 0
+        return inside
     if which == "no end":
         return batch.mask & (batch.actions != TOKENS.eos_token_id)
     return batch.mask
