@@ -98,12 +98,12 @@ ARMS = {
 
 def masked(batch: Trajectories, which: str) -> Tensor:
     """The tokens that are trained, [N, T]."""
+    trained: Tensor = batch.mask
     if which == "prompt":
-        inside: Tensor = batch.mask.flip(1).cumsum(1).flip(1) > 0
-        return inside
+        trained = batch.mask.flip(1).cumsum(1).flip(1) > 0
     if which == "no end":
-        return batch.mask & (batch.actions != TOKENS.eos_token_id)
-    return batch.mask
+        trained = batch.mask & (batch.actions != TOKENS.eos_token_id)
+    return trained
 
 
 @torch.no_grad()
