@@ -542,9 +542,9 @@ def test_texts_are_cut_into_the_tokenizer_s_tokens(run_node):
     texts = arithmetic.documents(1000, generator=seeded(11))
     texts += [q + arithmetic.worked_answer(q) for q in asked(1000, 12)]
     texts += ["", " is  is ", "What is What is ", "<think></think>\n"]
-    body = """return [data.map((text) => worlds.encode(text)),
-        data.map((text) => worlds.encode(text, { begin: false })),
-        data.map((text) => worlds.answerText(worlds.encode(text, { begin: false })))];"""
+    body = """const answers = data.map((text) => worlds.encode(text, { begin: false }));
+      const prompts = data.map((text) => worlds.encode(text));
+      return [prompts, answers, answers.map(worlds.answerText)];"""
     whole_text, answers, back = run_node(body, texts)
     assert whole_text == tokenizer.encode(TOKENS, texts)
     assert answers == tokenizer.encode(TOKENS, texts, begin=False)
@@ -554,7 +554,8 @@ def test_texts_are_cut_into_the_tokenizer_s_tokens(run_node):
 def test_texts_that_cannot_be_read_are_refused(run_node):
     texts = ["What is 1+1? ", "one", "<pad>", "<eos>", "1\u0662", "\U0001f600", "What"]
     body = """return data.map((text) => {
-        try { worlds.encode(text); return null; } catch (fault) { return fault.message; }
+        try { worlds.encode(text); } catch (fault) { return fault.message; }
+        return "";
       });"""
     assert all("knows no" in said for said in run_node(body, texts))
     for text in texts:
@@ -627,7 +628,8 @@ def test_questions_and_their_answers_are_the_library_s(run_node):
         assert worked == arithmetic.worked_answer(question)
     wrong = ["What is 1+2", "What is 1+2?\n", "What is 01+2?", "What is 1+20000?", ""]
     body = """return data.map((text) => {
-        try { worlds.directAnswer(text); } catch (fault) { return worlds.numbers(text); }
+        try { worlds.directAnswer(text); } catch { return worlds.numbers(text); }
+        return "an answer";
       });"""
     assert run_node(body, wrong) == [None] * len(wrong)
 
