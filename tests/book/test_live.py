@@ -70,6 +70,7 @@ def live_weights() -> Any:
     """The build step, which is no part of a package."""
     path = ROOT / "book" / "_ext" / "live_weights.py"
     spec = importlib.util.spec_from_file_location("live_weights", path)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -489,9 +490,9 @@ def test_group_advantages_are_the_library_s(run_node):
         batches.append((scores.tolist(), groups.tolist()))
     body = """return data.map(([scores, groups]) => [true, false].map((scale) =>
         engine.groupRelative(scores, groups, { scale })));"""
-    for (scores, groups), found in zip(batches, run_node(body, batches), strict=True):
+    for (given, members), found in zip(batches, run_node(body, batches), strict=True):
         for scale, one in zip((True, False), found, strict=True):
-            expected = group_relative(double(scores), torch.tensor(groups), scale=scale)
+            expected = group_relative(double(given), torch.tensor(members), scale=scale)
             assert_same(one, expected)
 
 
