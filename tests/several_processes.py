@@ -6,6 +6,7 @@ case which leaves a process behind spoils all that follow.
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -285,7 +286,10 @@ REFUSED: dict[str, Callable[..., Any]] = {
 
 
 def one_dies():
-    """Process 1 ends in the middle of an update, without a word."""
+    """Process 1 ends in the middle of an update, without a word.
+
+    The seconds that the update of the other lasts, if it leaves the policy as it was.
+    """
     policy, batch, advantages = prepared("table")
 
     def objective(new, old, advantages, mask):
@@ -293,11 +297,12 @@ def one_dies():
             os._exit(0)
         return clip(new, old, advantages, mask)
 
-    before = bits(policy)
+    before, began = bits(policy), time.monotonic()
     try:
         grpo(policy, batch, advantages, objective=objective)
     except RuntimeError:
-        return all(map(torch.equal, before, bits(policy)))
+        kept = all(map(torch.equal, before, bits(policy)))
+        return time.monotonic() - began if kept else None
     return None
 
 

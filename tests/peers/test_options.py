@@ -595,20 +595,22 @@ def test_the_loss_is_that_of_the_reward_trainer(tmp_path):
     assert float(slope.norm()) > 0.01
 
 
-# Every row
+# Weights
 
 
 @pytest.mark.parametrize("given", [None, {"dtype": "bfloat16"}])
 def test_the_weights_are_float32_if_nothing_is_said(given, tmp_path):
     """Whatever the folder holds: `bf16` is about the computation."""
-    model, tokens = load("sft")
-    folder = handing.saved(model.to(torch.bfloat16), tokens, tmp_path / "model")
+    folder = handing.saved(*load("sft", dtype=torch.bfloat16), tmp_path / "model")
     asked = questions(1, held_out=False, generator=seeded(0))
     made = handing.trainer_of(
         folder, asked, accuracy_reward, tmp_path, model_init_kwargs=given
     )
     wanted = torch.float32 if given is None else torch.bfloat16
     assert {weight.dtype for weight in made.model.parameters()} == {wanted}
+
+
+# Every row
 
 
 BY_A_STEP = handing.test_a_step_is_the_same_step

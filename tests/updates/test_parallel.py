@@ -5,7 +5,6 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,8 @@ from rl_notes import parallel
 FILE = there.__file__
 
 
-def launch(folder: Path, processes: int, *arguments: str) -> float:
-    """Run the cases on so many processes as a reader would; return the seconds."""
-    began = time.monotonic()
+def launch(folder: Path, processes: int, *arguments: str) -> None:
+    """Run the cases on so many processes as a reader would."""
     # The tests' folders, and one thread each. gloo asks for a name of this machine,
     # which need not have an address: the loopback has.
     paths = os.pathsep.join(p for p in sys.path if p)
@@ -33,7 +31,6 @@ def launch(folder: Path, processes: int, *arguments: str) -> float:
         command, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
@@ -198,6 +195,5 @@ def test_a_module_in_ddp_is_refused_with_the_line_that_helps(found):
 
 
 def test_a_process_that_dies_takes_the_others_along_in_seconds(tmp_path):
-    seconds = launch(tmp_path, 2, "one_dies")
-    assert torch.load(tmp_path / "0.pt") == {"one_dies": True}
-    assert seconds < 60
+    launch(tmp_path, 2, "one_dies")
+    assert torch.load(tmp_path / "0.pt")["one_dies"] < 30
