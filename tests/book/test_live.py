@@ -43,17 +43,20 @@ from rl_notes.updates import grpo_update, reinforce_update
 
 LIVE = ROOT / "book" / "_static" / "live"
 NODE = shutil.which("node")
-SCRIPTS = ("engine.js", "worlds.js", "weights.js")
+SCRIPTS = ("engine.js", "worlds.js", "weights.js", "training.js")
+EXPLORERS = ("explorers.js", "explorer_ask.js")
 NAMES = ("base", "sft", "grpo")
 TOKENS = tokenizer.build()
-# An expression may use `engine`, `worlds`, `policy(name)` and `data`.
+# A body may use `engine`, `worlds`, `training`, `model(name)`, `policy(name)`, `data`
+# and what the explorers export.
 PRELUDE = """
 const { data, paths } = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
-paths.forEach((path) => require(path));
-const { engine, worlds } = live;
-const { arrived } = require(paths[2]);
-const policy = (name, temperature = 1) => new engine.LanguagePolicy(
-  new engine.Llama(engine.readWeights(arrived.get(name))), temperature);
+const [, , loader, , , ask] = paths.map((path) => require(path));
+const { engine, worlds, training } = live;
+const { arrived } = loader;
+const model = (name) => new engine.Llama(engine.readWeights(arrived.get(name)));
+const policy = (name, temperature = 1) =>
+  new engine.LanguagePolicy(model(name), temperature);
 /** Uniform numbers, or orders, that torch has drawn, one after the other. */
 const given = (drawn) => () => drawn[given.at++];
 const list = (x) => Array.from(x);
@@ -90,6 +93,7 @@ def run_node(folder: Path):
         """What the body of a function of `data` returns beside the live scripts."""
         assert NODE is not None, "CI needs node, to test the live parts"
         paths = [str(LIVE / name) for name in SCRIPTS]
+        paths += [str(LIVE.parent / name) for name in EXPLORERS]
         paths += [str(folder / f"weights_{name}.js") for name in NAMES]
         given = folder / "data.json"
         given.write_text(json.dumps({"data": data, "paths": paths}), encoding="utf-8")
@@ -211,13 +215,13 @@ def test_a_model_is_loaded_once_and_can_be_tried_again(run_node):
         createElement: () => ({ remove: () => {} }) };
       delete require.cache[require.resolve(paths[2])];
       require(paths[2]);
-      const first = live.weights("sft"), second = live.weights("sft");
-      first.catch(() => {});
+      const found = [live.weights("sft"), live.weights("sft")];
       added[0].onerror();
-      const third = live.weights("sft");
-      return [added.map((node) => node.src), first === second, first === third]"""
+      found.push(live.weights("sft"));
+      found.forEach((one) => one.catch(() => {}));
+      return added.map((node) => node.src);"""
     source = "file:///a/live/weights_sft.js"
-    assert run_node(body, None) == [[source, source], True, False]
+    assert run_node(body, None) == [source, source]
 
 
 # The model
@@ -834,3 +838,96 @@ def test_the_robot_learns_as_in_the_library(kind: str, run_node):
         assert_same(ahead, returns[n, mask], 1e-6)
     assert_same(found["logits"], policy.logits.detach().flatten(), 1e-6)
     assert (policy.logits - some_logits()).abs().max() > 0.01
+
+
+# Asking the models in a page
+
+
+@pytest.mark.parametrize(
+    ("typed", "question"),
+    [
+        ("47+85", "What is 47+85?"),
+        (" 47 + 85 ", "What is 47+85?"),
+        ("what is 0+9999?", "What is 0+9999?"),
+        ("What  is 1 + 2 ?", "What is 1+2?"),
+        ("047+85", None),
+        ("47-85", None),
+        ("47+85+1", None),
+        ("12345+1", None),
+        ("4 7+85", None),
+        ("", None),
+    ],
+)
+def test_a_typed_sum_becomes_a_question_or_is_refused(typed, question, run_node):
+    assert run_node("return ask.questionFrom(data);", typed) == question
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_samples_as_the_engine_does(name: str, temperature: float, run_node):
+    """Token by token with a seed, as `generate` does with its uniform numbers."""
+    body = """return data.asked.map((question) => {
+        const { temperature, name } = data;
+        const options = { most: 64, greedy: temperature === 0 };
+        options.uniform = engine.uniforms(7);
+        const prompts = [worlds.encode(question)];
+        const [row] = engine.generate(policy(name, temperature || 1), prompts, options);
+        const one = new ask.Writing(model(name), question, { temperature, seed: 7 });
+        while (one.next());
+        const sum = row.logprobs.reduce((a, b) => a + b);
+        return [row.actions, one.tokens, sum, one.logprob];
+      });"""
+    data = {"name": name, "temperature": temperature, "asked": asked(6, 30)}
+    for expected, found, sure, said in run_node(body, data):
+        assert found == expected
+        assert said == pytest.approx(sure, abs=1e-6)
+
+
+def test_another_token_leads_on_from_its_place(run_node):
+    """What was written before stays, and the rest is what the model says to it."""
+    body = """const first = new ask.Writing(model("sft"), "What is 47+85?",
+        { temperature: 0, seed: 1 });
+      while (first.next());
+      const other = first.branch(0, worlds.VOCABULARY.indexOf("<think>"));
+      while (other.next());
+      const told = (one) => worlds.answerText(one.tokens);
+      return [told(first), told(other), other.from, first.steps[0].chosen ?? null,
+        other.steps[0].chosen, list(other.steps[0].logprobs).map(Math.exp)];"""
+    first, other, *rest, shares = run_node(body, None)
+    assert first == "47+85 is 132"
+    assert other == "<think>7+5=12,4+8+1=13</think>47+85 is 132"
+    assert rest == [0, None, True]
+    prompt = torch.tensor(tokenizer.encode(TOKENS, ["What is 47+85?"]))
+    logits = rounded("sft")(input_ids=prompt).logits[0, -1]
+    assert_same(shares, logits.softmax(-1), 1e-4)
+
+
+def test_the_bars_are_the_likeliest_tokens_and_leave_nothing_out(run_node):
+    logits = torch.randn(40, 22, generator=seeded(31), dtype=torch.float64) * 4
+    rows = logits.log_softmax(-1)
+    found = run_node("return data.map(ask.choices);", rows.tolist())
+    for row, one in zip(rows, found, strict=True):
+        p, order = row.exp().sort(descending=True)
+        n = len(one["shown"])
+        assert [bar["token"] for bar in one["shown"]] == order[:n].tolist()
+        assert 4 <= n <= 8
+        assert n == 8 or p[n] < 0.001
+        assert one["others"] == 22 - n
+        total = sum(bar["p"] for bar in one["shown"]) + one["rest"]
+        assert total == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "mark", "words"),
+    [
+        ("47+85 is 132", "\u2713", "right, at once"),
+        ("<think>7+5=12,4+8+1=13</think>47+85 is 132", "\u2713", "right, after work"),
+        ("47+85 is 131", "\u2717", "wrong, at once: the sum is 132"),
+        ("\nWhat is 1+1?", "\u2717", "no answer: it goes on with questions"),
+        ("132", "\u2717", "not an answer"),
+    ],
+)
+def test_an_answer_is_judged_by_the_rule(text: str, mark: str, words: str, run_node):
+    body = """const ids = worlds.encode(data, { begin: false });
+      return ask.judgement([...ids, worlds.END], "What is 47+85?");"""
+    assert run_node(body, text) == {"mark": mark, "words": words}

@@ -1,7 +1,8 @@
-/* The weights of the shipped models, loaded when a reader first asks for them.
+/* What the live parts of a page need, loaded when a reader first asks for it.
 
-   The build writes them beside this file, one script a model (book/_ext/live_weights.py).
-   A script and not data: a page opened as a file may fetch nothing. Each calls
+   The engine stands beside this file; the build writes the weights of the shipped models
+   there and what the stored runs did, one script each (book/_ext/live_weights.py).
+   Scripts and not data: a page opened as a file may fetch nothing. Each calls
    live.arrived. Node loads them in the same way, for tests. */
 
 "use strict";
@@ -10,31 +11,64 @@
   const live = (globalThis.live ??= {});
   const folder = globalThis.document?.currentScript?.src.replace(/[^/]*$/, "") ?? "";
   const arrived = new Map(); // name -> what the script brought
-  const asked = new Map(); // name -> promise of it
+  const asked = new Map(); // file -> promise of it
 
-  /** Called by the script of a model's weights. */
+  /** Called by a script that brings data. */
   live.arrived = (name, packed) => arrived.set(name, packed);
 
-  /** Add the script of a model to the page; it is asked for once, unless it failed. */
-  function script(name) {
+  /** Add a script of this folder to the page; it is asked for once, unless it failed. */
+  function script(file, what) {
     return new Promise((resolve, reject) => {
       const node = document.createElement("script");
-      node.src = `${folder}weights_${name}.js`;
-      node.onload = () => resolve(arrived.get(name));
+      node.src = `${folder}${file}`;
+      node.onload = () => resolve();
       node.onerror = () => {
-        asked.delete(name);
+        asked.delete(file);
         node.remove();
-        reject(new Error(`The weights of "${name}" could not be loaded.`));
+        reject(new Error(`${what} could not be loaded.`));
       };
       document.head.append(node);
     });
   }
 
+  function once(file, what) {
+    if (!asked.has(file)) asked.set(file, script(file, what));
+    return asked.get(file);
+  }
+
+  async function wanted(name, file, what) {
+    if (!arrived.has(name)) await once(file, what);
+    return arrived.get(name);
+  }
+
   /** Promise the weights of "base", "sft" or "grpo", as engine.readWeights takes them. */
-  live.weights = (name) => {
-    if (arrived.has(name)) return Promise.resolve(arrived.get(name));
-    if (!asked.has(name)) asked.set(name, script(name));
-    return asked.get(name);
+  live.weights = (name) =>
+    wanted(name, `weights_${name}.js`, `The weights of "${name}"`);
+
+  /** Promise what the stored runs of a chapter did: see live_weights.py. */
+  live.runs = (chapter) =>
+    wanted(`runs_${chapter}`, `runs_${chapter}.js`, "The stored runs");
+
+  /** Promise that live.engine and what is made from it are there. */
+  live.ready = async () => {
+    for (const name of ["engine", "worlds", "training"]) {
+      if (!live[name]) await once(`${name}.js`, "The script of the live parts");
+    }
+  };
+
+  const models = new Map(); // name -> promise of the model
+
+  /** Promise a shipped model of the book, ready to be run. */
+  live.model = (name) => {
+    if (!models.has(name)) {
+      const made = live
+        .ready()
+        .then(() => live.weights(name))
+        .then((packed) => new live.engine.Llama(live.engine.readWeights(packed)));
+      models.set(name, made);
+      made.catch(() => models.delete(name)); // to be tried again
+    }
+    return models.get(name);
   };
 
   if (typeof module !== "undefined") module.exports = { arrived };
