@@ -1,4 +1,4 @@
-"""Write the weights of the shipped models as scripts, for the live parts of the pages.
+"""Write weights and stored runs as scripts, for the live parts of the pages.
 
 A page opened as a file may fetch no data, but it may load a script. So the build writes
 one for each language model, in half precision: of 500 greedy answers of "sft" and of
@@ -17,6 +17,9 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ROOT / "rl_notes" / "language" / "checkpoints"
 MODELS = ("base", "sft", "grpo")
+RUNS = ROOT / "rl_notes" / "results" / "thinking.json"
+UPDATES = 24  # of the stored runs that a page shows
+MEASURED = ("work", "right", "length")
 
 
 class Weights(NamedTuple):
@@ -67,10 +70,32 @@ def write_weights(folder: Path) -> None:
         script.write_text(as_script(name, weights), encoding="ascii")
 
 
+def stored_bands(path: Path) -> dict[str, list[list[float]]]:
+    """What each measure was in the stored runs of GRPO, at each of the first updates.
+
+    Returns the smallest and the largest value of all seeds.
+    """
+    runs = json.loads(path.read_text(encoding="utf-8"))["grpo"]
+    found = {}
+    for key in MEASURED:
+        steps = zip(*(run["updates"][:UPDATES] for run in runs), strict=True)
+        values = [[update[key] for update in step] for step in steps]
+        found[key] = [[min(one), max(one)] for one in values]
+    return found
+
+
+def write_runs(folder: Path) -> None:
+    """The script that brings the stored runs of the chapter "thinking"."""
+    text = f"live.arrived(\"runs_thinking\", {json.dumps(stored_bands(RUNS))});\n"
+    (folder / "runs_thinking.js").write_text(text, encoding="ascii")
+
+
 def after_build(app: Sphinx, exception: Exception | None) -> None:
     """Beside the scripts that load them, in the built pages."""
     if exception is None and app.builder.format == "html":
-        write_weights(Path(app.outdir, "_static", "live"))
+        folder = Path(app.outdir, "_static", "live")
+        write_weights(folder)
+        write_runs(folder)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -434,6 +434,8 @@ def test_every_explorer_stands_in_some_chapter(tmp_path: Path):
         ('data-explorer="ask" data-sum="1-2"', "1-2 is no sum"),
         ('data-explorer="ask" data-seed="one"', "one is no seed"),
         ('data-explorer="ask" data-models="base sft rl"', "There is no model rl"),
+        ('data-explorer="train" data-sum="1+2"', None),
+        ('data-explorer="train" data-sum="1+"', "1+ is no sum"),
     ],
 )
 def test_an_explorer_s_name_and_attributes_are_checked(attributes, fault, tmp_path):

@@ -5,7 +5,6 @@ a page, as scripts in half precision, so that torch is given the same rounded we
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -21,7 +20,9 @@ import torch
 from batches import seeded
 from gate import ROOT
 from language_models import exact
+from live_build import live_weights
 
+from rl_notes import results
 from rl_notes.advantages import group_relative, per_step, returns_to_go
 from rl_notes.dynamic_programming import (
     advantages,
@@ -44,14 +45,14 @@ from rl_notes.updates import grpo_update, reinforce_update
 LIVE = ROOT / "book" / "_static" / "live"
 NODE = shutil.which("node")
 SCRIPTS = ("engine.js", "worlds.js", "weights.js", "training.js")
-EXPLORERS = ("explorers.js", "explorer_ask.js")
+EXPLORERS = ("explorers.js", "explorer_ask.js", "explorer_train.js")
 NAMES = ("base", "sft", "grpo")
 TOKENS = tokenizer.build()
 # A body may use `engine`, `worlds`, `training`, `model(name)`, `policy(name)`, `data`
 # and what the explorers export.
 PRELUDE = """
 const { data, paths } = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
-const [, , loader, , , ask] = paths.map((path) => require(path));
+const [, , loader, , , ask, train] = paths.map((path) => require(path));
 const { engine, worlds, training } = live;
 const { arrived } = loader;
 const model = (name) => new engine.Llama(engine.readWeights(arrived.get(name)));
@@ -67,16 +68,6 @@ process.stdout.write(JSON.stringify(result));
 pytestmark = pytest.mark.skipif(
     NODE is None and "CI" not in os.environ, reason="node is not installed"
 )
-
-
-def live_weights() -> Any:
-    """The build step, which is no part of a package."""
-    path = ROOT / "book" / "_ext" / "live_weights.py"
-    spec = importlib.util.spec_from_file_location("live_weights", path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -931,3 +922,146 @@ def test_an_answer_is_judged_by_the_rule(text: str, mark: str, words: str, run_n
     body = """const ids = worlds.encode(data, { begin: false });
       return ask.judgement([...ids, worlds.END], "What is 47+85?");"""
     assert run_node(body, text) == {"mark": mark, "words": words}
+
+
+# Training in a page
+
+GIVEN = {"questions": 6, "answers": 4, "rate": 2e-4, "from": 2, "exam": 20}
+RUN = """const weights = engine.readWeights(arrived.get("sft"));
+      const begin = (seed, question) => new training.Run({
+        ...data, weights, seed, question: question ?? "What is 2468+1384?" });
+"""
+
+
+def test_a_run_is_a_pure_function_of_its_seed(run_node):
+    """And a worker, which is given the text of the scripts, does just the same."""
+    body = (
+        RUN
+        + """const options = { ...data, weights, question: "What is 47+85?" };
+      const told = (answer, seed) => {
+        const exam = answer({ call: "begin", given: { ...options, seed } });
+        const updates = [0, 1].map(() => answer({ call: "update" }));
+        const end = answer({ call: "finish", given: { exam: 20 } });
+        return [exam, updates, end, list(answer({ call: "weights" })).slice(0, 9)];
+      };
+      const text = `const engine = (${live.makeEngine})();
+        const worlds = (${live.makeWorlds})(engine);
+        (${live.makeTraining})(engine, worlds).serve()`;
+      const inWorker = require("vm").runInNewContext(text);
+      const here = () => training.serve();
+      return [told(here(), 1), told(inWorker, 1), told(here(), 2)];"""
+    )
+    here, worker, other = run_node(body, GIVEN)
+    assert here == worker
+    assert here[0] == other[0]  # the exam is the same, whatever the seed
+    assert here[1:] != other[1:]
+
+
+def test_a_run_trains_on_no_held_out_question_and_not_on_the_reader_s(run_node):
+    """Numbers have two digits at least, and the reader's sum is left out when drawn."""
+    body = (
+        RUN
+        + """const first = begin(3).draw(300);
+      return [first, begin(3, first[5]).draw(299)];"""
+    )
+    first, without = run_node(body, GIVEN)
+    pairs = [arithmetic.numbers(question) for question in first]
+    assert not any(arithmetic.is_held_out(*pair) for pair in pairs)
+    assert {len(str(n)) for pair in pairs for n in pair} == {2, 3, 4}
+    assert without == [question for question in first if question != first[5]][:299]
+
+
+def test_what_a_run_says_of_itself_is_so(run_node):
+    """A point, a group and the probability of work, against what can be worked out."""
+    body = (
+        RUN
+        + """const run = begin(4);
+      const kept = run.uniform;
+      const drawn = [];
+      run.uniform = () => { const u = kept(); drawn.push(u); return u; };
+      const { point, group } = run.update();
+      let at = 0;
+      const same = begin(4);
+      same.uniform = () => drawn[at++];
+      const asked = same.draw(data.questions);
+      return { point, group, asked, judged: same.ask(asked, data.answers).judged };"""
+    )
+    found = run_node(body, GIVEN)
+    texts = [one["text"] for one in found["judged"]]
+    prompts = [question for question in found["asked"] for _ in range(4)]
+    right = arithmetic.accuracy_reward(prompts, texts)
+    work = [arithmetic.shows_work(text) for text in texts]
+    point = found["point"]
+    assert point["right"] == pytest.approx(sum(right) / len(right))
+    assert point["work"] == pytest.approx(sum(work) / len(work))
+    lengths = [one["length"] for one in found["judged"]]
+    assert point["length"] == pytest.approx(sum(lengths) / len(lengths))
+    prompt = torch.tensor(tokenizer.encode(TOKENS, ["What is 2468+1384?"]))
+    shares = rounded("sft")(input_ids=prompt).logits[0, -1].softmax(-1).tolist()
+    think = shares[TOKENS.convert_tokens_to_ids("<think>")]
+    assert point["think"] == pytest.approx(think, abs=1e-4)
+    group = found["group"]
+    k = found["asked"].index(group["question"])
+    assert [one["text"] for one in group["answers"]] == texts[4 * k : 4 * k + 4]
+    scores = double(right[4 * k : 4 * k + 4])
+    assert [one["reward"] for one in group["answers"]] == scores.tolist()
+    expected = group_relative(scores, torch.zeros(4, dtype=torch.long))
+    assert_same([one["advantage"] for one in group["answers"]], expected)
+    spreads = torch.tensor(right).view(-1, 4).mean(1)
+    assert float(spreads[k] * (1 - spreads[k])) == pytest.approx(
+        float((spreads * (1 - spreads)).max())
+    )
+
+
+def test_the_first_recipe_turns_the_model_to_its_work(run_node):
+    """And the last one makes it forget how to add, as their names on the page say."""
+    body = (
+        RUN
+        + """return [0, 2].map((which) => {
+        const recipe = train.RECIPES[which];
+        const run = new training.Run({
+          ...recipe, from: 2, weights, seed: 1, question: "What is 2468+1384?" });
+        const before = run.examine(200);
+        for (let i = 0; i < (which === 0 ? 12 : 5); i++) run.update();
+        return [before, run.examine(200), run.think(), recipe.updates];
+      });"""
+    )
+    first, last = run_node(body, GIVEN)
+    assert first[0]["work"] < 0.4
+    assert first[1]["work"] > 0.8
+    assert abs(first[1]["right"] - first[0]["right"]) < 0.1
+    assert first[2] > 0.8
+    assert last[1]["right"] < 0.1
+    assert [first[3], last[3]] == [12, 8]
+
+
+def test_the_band_is_that_of_the_stored_runs(run_node, folder: Path):
+    live_weights().write_runs(folder)
+    body = """require(data);
+      return arrived.get("runs_thinking");"""
+    found = run_node(body, str(folder / "runs_thinking.js"))
+    runs = results.load("thinking")["grpo"]
+    assert len(runs) == 5
+    assert set(found) == {"work", "right", "length"}
+    for key, band in found.items():
+        for n, (low, high) in enumerate(band):
+            values = [run["updates"][n][key] for run in runs]
+            assert [low, high] == [min(values), max(values)]
+        assert len(band) == 24 > max(12, 8)
+
+
+def test_a_drawing_and_an_outcome_are_said_in_words(run_node):
+    body = """const curve = { title: "right answers", digits: 2 };
+      const exams = [{ work: 0.3, right: 0.6 }, { n: 400, work: 0.9, right: 0.62 }];
+      return [
+        train.described(curve, [], [[0, 1]]),
+        train.described(curve, [0.5], undefined),
+        train.described(curve, [0.5, 0.25], [[0, 1], [0.125, 0.375]]),
+        train.outcome(...exams, 12)];"""
+    empty, first, two, end = run_node(body, None)
+    assert empty == "An empty drawing for: right answers."
+    assert first == "Against updates, right answers: 0.50 before the first."
+    assert two.startswith(first[:-1] + ", 0.25 after 1. In the five stored runs")
+    assert two.endswith("0.13 to 0.38.")
+    assert "400 held-out sums, before and after 12 updates" in end
+    assert end.endswith("with work 0.30 to 0.90, right 0.60 to 0.62.")

@@ -2,24 +2,25 @@
 
    What the chapter "thinking" does in its half minute, on a smaller scale. Loaded after
    engine.js and worlds.js; as there, all of it is one function of what it needs, so that
-   a worker can be made from its text. */
+   a worker can be made from its text. `home` makes it. */
 
 "use strict";
 
 (() => {
   function makeTraining(engine, worlds) {
     const MOST = 64; // tokens of an answer, as in rl_notes.language.answers
+    const EXAM_SEED = 20261128; // the same questions and the same luck, before and after
     const THINK = worlds.VOCABULARY.indexOf(worlds.THINK);
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
     /** One run: a fine-tuned model that goes on by GRPO, an update at a time. */
     class Run {
-      constructor({ weights, questions, answers, rate, seed, question }) {
+      constructor({ weights, questions, answers, rate, seed, question, from }) {
         const model = new engine.Llama(weights);
         this.policy = new engine.LanguagePolicy(model);
         this.optimizer = new engine.Adam({ rate });
         this.uniform = engine.uniforms(seed);
-        Object.assign(this, { questions, answers, question, updates: 0 });
+        Object.assign(this, { questions, answers, question, from, updates: 0 });
       }
 
       get weights() {
@@ -27,8 +28,8 @@
       }
 
       /** Ask each question `size` times: the rows, and each answer judged. */
-      ask(questions, size) {
-        const { policy, uniform } = this;
+      ask(questions, size, uniform = this.uniform) {
+        const { policy } = this;
         const prompts = questions.map((question) => worlds.encode(question));
         const rows = engine.generate(policy, prompts, { size, most: MOST, uniform });
         const judged = rows.map(({ actions, group }) => {
@@ -39,9 +40,11 @@
         return { rows, judged };
       }
 
-      /** Questions to train on: none that is held out, and not the reader's own. */
+      /** Questions to train on: none that is held out, and not the reader's own.
+
+          Their numbers have `from` to four digits. */
       draw(n) {
-        const options = { heldOut: false, uniform: this.uniform, from: 2 };
+        const options = { heldOut: false, uniform: this.uniform, from: this.from };
         const drawn = [];
         while (drawn.length < n) {
           const [question] = worlds.drawQuestions(1, options);
@@ -91,9 +94,9 @@
 
       /** Shares with work and right on held-out questions of the chapter's kind. */
       examine(n) {
-        const { uniform } = this;
+        const uniform = engine.uniforms(EXAM_SEED);
         const asked = worlds.drawQuestions(n, { heldOut: true, uniform });
-        return { n, ...summary(this.ask(asked, 1).judged) };
+        return { n, ...summary(this.ask(asked, 1, uniform).judged) };
       }
     }
 
@@ -103,11 +106,73 @@
       length: mean(judged.map(({ length }) => length)),
     });
 
-    return { Run };
+    /** What a page asks of a run, wherever it lives: a function of {call, given}. */
+    function serve() {
+      let run = null;
+      const calls = {
+        begin: (options) => {
+          run = new Run(options);
+          return { exam: run.examine(options.exam) };
+        },
+        update: () => run.update(),
+        finish: ({ exam }) => ({ exam: run.examine(exam), think: run.think() }),
+        weights: () => Float32Array.from(run.weights),
+      };
+      return ({ call, given }) => calls[call](given);
+    }
+
+    return { Run, serve };
+  }
+
+  /** Where a run lives: in a worker, so that the page stays quick.
+
+      The worker is made from the text of the scripts, as a page opened as a file may
+      load none. Where there are no workers the page computes by itself, in pieces.
+      Returns {call, end}: call(name, given) promises an answer. */
+  function home() {
+    const worker = makeWorker();
+    if (worker === null) {
+      const answer = live.training.serve();
+      const later = (message) =>
+        new Promise((resolve) => setTimeout(() => resolve(answer(message)), 0));
+      return { call: (call, given) => later({ call, given }), end: () => {} };
+    }
+    const waiting = []; // answers come in the order of the calls
+    worker.onmessage = ({ data }) => waiting.shift().resolve(data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      waiting.splice(0).forEach(({ reject }) => reject(new Error(event.message)));
+    };
+    const call = (name, given) =>
+      new Promise((resolve, reject) => {
+        waiting.push({ resolve, reject });
+        worker.postMessage({ call: name, given });
+      });
+    return { call, end: () => worker.terminate() };
+  }
+
+  function makeWorker() {
+    const text = [
+      '"use strict";',
+      `const engine = (${live.makeEngine})();`,
+      `const worlds = (${live.makeWorlds})(engine);`,
+      `const answer = (${live.makeTraining})(engine, worlds).serve();`,
+      "onmessage = ({ data }) => postMessage(answer(data));",
+    ].join("\n");
+    try {
+      const blob = new Blob([text], { type: "text/javascript" });
+      const address = URL.createObjectURL(blob);
+      const worker = new Worker(address);
+      URL.revokeObjectURL(address);
+      return worker;
+    } catch {
+      return null;
+    }
   }
 
   const live = (globalThis.live ??= {});
   live.makeTraining = makeTraining;
+  live.home = home;
   live.training = makeTraining(live.engine, live.worlds);
   if (typeof module !== "undefined") module.exports = live.training;
 })();
