@@ -448,7 +448,7 @@
   /** What stands in the fields at first. */
   const asked = (data) => ({ sum: data.sum ?? "47+85", seed: number(data.seed, 1) });
 
-  shared.asking = { questionFrom, REFUSED, TITLES, field, desk };
+  shared.asking = { questionFrom, REFUSED, TITLES, field, desk, paced };
 
   shared.define("ask", {
     title: "Ask the models a sum of your own",

@@ -45,14 +45,19 @@ from rl_notes.updates import grpo_update, reinforce_update
 LIVE = ROOT / "book" / "_static" / "live"
 NODE = shutil.which("node")
 SCRIPTS = ("engine.js", "worlds.js", "weights.js", "training.js")
-EXPLORERS = ("explorers.js", "explorer_ask.js", "explorer_train.js")
+EXPLORERS = (
+    "explorers.js",
+    "explorer_ask.js",
+    "explorer_train.js",
+    "explorer_robot.js",
+)
 NAMES = ("base", "sft", "grpo")
 TOKENS = tokenizer.build()
 # A body may use `engine`, `worlds`, `training`, `model(name)`, `policy(name)`, `data`
 # and what the explorers export.
 PRELUDE = """
 const { data, paths } = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
-const [, , loader, , , ask, train] = paths.map((path) => require(path));
+const [, , loader, , , ask, train, robot] = paths.map((path) => require(path));
 const { engine, worlds, training } = live;
 const { arrived } = loader;
 const model = (name) => new engine.Llama(engine.readWeights(arrived.get(name)));
@@ -1065,3 +1070,86 @@ def test_a_drawing_and_an_outcome_are_said_in_words(run_node):
     assert two.endswith("0.13 to 0.38.")
     assert "400 held-out sums, before and after 12 updates" in end
     assert end.endswith("with work 0.30 to 0.90, right 0.60 to 0.62.")
+
+
+# The robot in a page
+
+
+def follow(baseline: torch.Tensor, episodes: Any, ahead: torch.Tensor) -> torch.Tensor:
+    """The baseline's step of the chapter on the policy gradient."""
+    seen = episodes.observations[:, :-1][episodes.mask]
+    visits = torch.zeros_like(baseline)
+    visits = visits.index_add(0, seen, torch.ones(len(seen)).double())
+    error = torch.zeros_like(baseline).index_add(0, seen, ahead[episodes.mask])
+    return baseline + 0.5 * error / visits.clamp(min=1)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_the_robot_of_a_page_learns_by_the_chapter_s_loop(follows: bool, run_node):
+    """One update from the same draws, with a baseline that is not zero."""
+    starts = [state for state in range(100) if not MAZE.terminal[state]]
+    policy = robot(some_logits().detach())
+    episodes = rollout(
+        MazeVectorEnv(96, size=5, max_episode_steps=100),
+        policy,
+        episodes=96,
+        discount=0.95,
+        generator=seeded(19),
+        starts=starts,
+    )
+    draw_seed = int(torch.randint(2**31 - 1, (1, 2), generator=seeded(19))[0, 0])
+    drawn = uniforms(96, 100, draw_seed)
+    baseline = torch.rand(100, generator=seeded(22), dtype=torch.float64) - 0.5
+    last = episodes.observations.gather(1, episodes.lengths[:, None])[:, 0]
+    assert 0 < int((episodes.lengths == 100).sum()) < 96
+    returns = returns_to_go(episodes, final_values=baseline[last].float()).double()
+    ahead = returns - baseline[episodes.observations[:, :-1]]
+    reinforce_update(
+        policy, torch.optim.Adam(policy.parameters(), lr=0.1), episodes, ahead
+    )
+    body = """const one = new robot.Learning({
+        rate: 0.1, baseline: data.follows, seed: 1 });
+      one.policy.weights.set(data.logits);
+      one.baseline = Float64Array.from(data.baseline);
+      one.uniform = given(data.drawn);
+      one.update();
+      return { starts: one.starts, logits: list(one.policy.weights),
+        baseline: list(one.baseline), value: one.average(one.values()) };"""
+    data = {"logits": some_logits().flatten().tolist(), "drawn": drawn}
+    data |= {"baseline": baseline.tolist(), "follows": follows}
+    found = run_node(body, data)
+    assert found["starts"] == starts
+    assert_same(found["logits"], policy.logits.detach().flatten(), 1e-5)
+    after = follow(baseline, episodes, ahead) if follows else baseline
+    assert_same(found["baseline"], after, 1e-6)
+    probabilities = double(found["logits"]).view(100, 3).softmax(-1)
+    values = policy_evaluation(MAZE, probabilities, discount=0.95)
+    assert found["value"] == pytest.approx(float(values[starts].mean()))
+
+
+def test_the_robot_of_a_page_finds_the_way_unless_its_step_is_too_large(run_node):
+    """What the page counts is what dynamic programming says of the same table."""
+    body = """return [0.1, 3].map((rate) => {
+        const one = new robot.Learning({ rate, baseline: true, seed: 1 });
+        for (let i = 0; i < 100; i++) one.update();
+        const { states, arrives } = one.way();
+        return [one.average(one.values()), one.average(one.best), one.shortest(),
+          arrives, states.length - 1, list(one.policy.weights)];
+      });"""
+    good, wrecked = run_node(body, None)
+    inside = ~MAZE.terminal
+    best = value_iteration(MAZE, discount=0.95)
+    for value, top, shortest, arrives, moves, logits in (good, wrecked):
+        assert top == pytest.approx(float(best[inside].mean()))
+        table = double(logits).view(100, 3)
+        of_it = policy_evaluation(MAZE, table.softmax(-1), discount=0.95)
+        assert value == pytest.approx(float(of_it[inside].mean()))
+        chosen = torch.nn.functional.one_hot(table.argmax(-1), 3).double()
+        values = policy_evaluation(MAZE, chosen, discount=0.95)
+        close = torch.isclose(values, best, rtol=0, atol=1e-6)
+        assert shortest == int(close[inside].sum())
+        assert arrives == bool(values[1] > 0)
+        assert not arrives or moves >= int(MAZE.fewest_moves[1])
+    assert good[2] == 96
+    assert good[4] == int(MAZE.fewest_moves[1])
+    assert wrecked[2] < 48

@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'<script defer src="_static/{name}"></script>'
         for name, _ in config["sphinx"]["config"]["html_js_files"]
     )
-    for name in ("ask", "train"):
+    for name in ("ask", "train", "robot"):
         (folder / f"{name}.html").write_text(
             '<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
@@ -173,3 +173,29 @@ def test_a_hidden_page_waits_and_a_run_ends_by_itself(page: Page, site: Path):
         "[...document.querySelectorAll('.live-buttons button')].map((b) => !b.disabled)"
     )
     assert page.run(enabled) == [False, False, False]
+
+
+def test_a_robot_learns_in_a_page_and_the_run_before_stays(page: Page, site: Path):
+    page.open(site / "robot.html", width=390)
+    click(page, "Step")
+    page.until("document.querySelectorAll('.live-cell').length === 25")
+    click(page, "Train")
+    page.until("document.querySelector('.live-status').textContent.startsWith('Done')")
+    assert "From 96 of 96 starts" in texts(page, ".live-status")[0]
+    assert len(texts(page, "tbody tr")) == 11
+    labels = page.run(
+        "[...document.querySelectorAll('svg')].map((one) => one.ariaLabel)"
+    )
+    assert "reaches the exit in 17 moves" in labels[0]
+    assert "Dashed" not in labels[1]
+    page.run("document.querySelector('select').focus()")
+    page.run("document.querySelector('select').value = '3'")
+    page.run("document.querySelector('select').dispatchEvent(new Event('change'))")
+    assert not page.run("document.querySelector('svg').checkVisibility()")
+    click(page, "Train")
+    page.until("document.querySelector('.live-status').textContent.startsWith('Done')")
+    second = page.run("document.querySelectorAll('svg')[1].ariaLabel")
+    assert second.endswith("Dashed, the run before.")
+    assert no_sideways_scroll(page)
+    click(page, "Reset")
+    assert texts(page, ".live-status") == [""]
