@@ -174,6 +174,7 @@
     const button = element("button", { type: "button" }, "Reset");
     button.addEventListener("click", () => {
       controls.forEach((one) => one.reset());
+      built.reset?.();
       render();
     });
     const head = element("div", { class: "explorer-head" }, title, button);
@@ -186,11 +187,12 @@
     /** Name an explorer: {title, attributes, controls, build}.
 
         attributes: the data- attributes it reads; controls(dataset): its sliders, made
-        by slider(); build(sliders, dataset): {parts, render}, what stands on the page,
-        and what each change calls with the values of the sliders by name. */
+        by slider(); build(sliders, dataset): {parts, render, reset}, what stands on the
+        page, what each change calls with the values of the sliders by name, and what
+        the button calls besides where there is more to take back. */
     define: (name, definition) => definitions.set(name, definition),
     ...{ fixed, scale, slider, words, numbers, number },
-    ...{ element, svg, picture, text, line, hatching, bar, sentence },
+    ...{ element, svg, picture, text, line, hatching, bar, sentence, control },
   };
 
   globalThis.explorers = explorers;

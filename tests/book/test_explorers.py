@@ -430,6 +430,12 @@ def test_every_explorer_stands_in_some_chapter(tmp_path: Path):
         ('data-explorer="group" data-size="4"', None),
         ('data-explorer="group" data-size="1"', "size must lie from 2 to 8"),
         ('data-explorer="group" data-rewards="1 0"', "8 values are needed"),
+        ('data-explorer="ask" data-sum="1+2" data-models="sft sft grpo"', None),
+        ('data-explorer="ask" data-sum="1-2"', "1-2 is no sum"),
+        ('data-explorer="ask" data-seed="one"', "one is no seed"),
+        ('data-explorer="ask" data-models="base sft rl"', "There is no model rl"),
+        ('data-explorer="train" data-sum="1+2"', None),
+        ('data-explorer="train" data-sum="1+"', "1+ is no sum"),
     ],
 )
 def test_an_explorer_s_name_and_attributes_are_checked(attributes, fault, tmp_path):
@@ -463,7 +469,10 @@ def test_every_script_but_the_shared_one_defines_an_explorer(tmp_path: Path):
 def test_scripts_are_deferred_and_the_shared_one_comes_first():
     names = [name for name, _ in listed_scripts()]
     assert names[0] == "explorers.js"
-    assert sorted(names) == sorted(path.name for path in STATIC.glob("*.js"))
+    # Of the live parts only what loads the others, and before those who ask for them.
+    assert names.index("live/weights.js") < names.index("explorer_ask.js")
+    listed = sorted(name for name in names if name != "live/weights.js")
+    assert listed == sorted(path.name for path in STATIC.glob("*.js"))
     # A module would have a type, and a page opened as a file may not load it.
     assert all(how == {"defer": "defer"} for _, how in listed_scripts())
 
