@@ -1117,8 +1117,8 @@ def test_the_robot_of_a_page_learns_by_the_chapter_s_loop(follows: bool, run_nod
       return { starts: one.starts, logits: list(one.policy.weights),
         baseline: list(one.baseline), value: one.average(one.values()) };"""
     data = {"logits": some_logits().flatten().tolist(), "drawn": drawn}
-    data |= {"baseline": baseline.tolist(), "follows": follows}
-    found = run_node(body, data)
+    data |= {"baseline": baseline.tolist()}
+    found = run_node(body, data | {"follows": follows})
     assert found["starts"] == starts
     assert_same(found["logits"], policy.logits.detach().flatten(), 1e-5)
     after = follow(baseline, episodes, ahead) if follows else baseline
