@@ -94,8 +94,8 @@ def chromium(folder: Path) -> Iterator[Page]:
     """A fresh Chromium that keeps its files in this folder."""
     assert CHROMIUM is not None, f"none of {', '.join(NAMES)} is on the path"
     command = [CHROMIUM, *SWITCHES, f"--user-data-dir={folder}", "about:blank"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
         try:
             address = _address(folder / "DevToolsActivePort")
             socket = websocket.create_connection(

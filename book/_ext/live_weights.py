@@ -86,7 +86,7 @@ def stored_bands(path: Path) -> dict[str, list[list[float]]]:
 
 def write_runs(folder: Path) -> None:
     """The script that brings the stored runs of the chapter "thinking"."""
-    text = f"live.arrived(\"runs_thinking\", {json.dumps(stored_bands(RUNS))});\n"
+    text = f'live.arrived("runs_thinking", {json.dumps(stored_bands(RUNS))});\n'
     (folder / "runs_thinking.js").write_text(text, encoding="ascii")
 
 

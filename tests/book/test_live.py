@@ -50,6 +50,7 @@ EXPLORERS = (
     "explorer_ask.js",
     "explorer_train.js",
     "explorer_robot.js",
+    "explorer_drive.js",
 )
 NAMES = ("base", "sft", "grpo")
 TOKENS = tokenizer.build()
@@ -57,7 +58,7 @@ TOKENS = tokenizer.build()
 # and what the explorers export.
 PRELUDE = """
 const { data, paths } = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
-const [, , loader, , , ask, train, robot] = paths.map((path) => require(path));
+const [, , loader, , , ask, train, robot, drive] = paths.map((path) => require(path));
 const { engine, worlds, training } = live;
 const { arrived } = loader;
 const model = (name) => new engine.Llama(engine.readWeights(arrived.get(name)));
@@ -1116,8 +1117,8 @@ def test_the_robot_of_a_page_learns_by_the_chapter_s_loop(follows: bool, run_nod
       return { starts: one.starts, logits: list(one.policy.weights),
         baseline: list(one.baseline), value: one.average(one.values()) };"""
     data = {"logits": some_logits().flatten().tolist(), "drawn": drawn}
-    data |= {"baseline": baseline.tolist(), "follows": follows}
-    found = run_node(body, data)
+    data |= {"baseline": baseline.tolist()}
+    found = run_node(body, data | {"follows": follows})
     assert found["starts"] == starts
     assert_same(found["logits"], policy.logits.detach().flatten(), 1e-5)
     after = follow(baseline, episodes, ahead) if follows else baseline
@@ -1153,3 +1154,41 @@ def test_the_robot_of_a_page_finds_the_way_unless_its_step_is_too_large(run_node
     assert good[2] == 96
     assert good[4] == int(MAZE.fewest_moves[1])
     assert wrecked[2] < 48
+
+
+def test_a_reader_drives_as_the_environment_moves(run_node):
+    """Random moves: states, rewards and walls, and the fewest moves."""
+    moves = torch.randint(3, (400,), generator=seeded(23)).tolist()
+    body = """const one = new drive.Drive();
+      data.forEach((move) => one.go(move));
+      return { steps: one.steps, sum: one.earned(),
+        fewest: one.fewest(), met: list(one.met), shown: one.walls(true).length,
+        all: one.walls(false).length, told: drive.told(one.steps[0], false) };"""
+    found = run_node(body, moves)
+    state, rewards, met = 1, [], set()
+    for move, step in zip(moves, found["steps"], strict=True):
+        wall = move == 0 and bool(MAZE.walls.flatten()[state])
+        met |= {state} if wall else set()
+        rewards.append(float(MAZE.rewards[state, move]))
+        state = int(MAZE.next_state[state, move])
+        assert [step["state"], step["wall"]] == [state, wall]
+        assert step["reward"] == pytest.approx(rewards[-1])
+    assert found["sum"] == pytest.approx(sum(rewards))
+    assert found["fewest"] == int(MAZE.fewest_moves[1])
+    assert set(found["met"]) == met
+    assert found["shown"] == len(met) < found["all"] == int(MAZE.walls.sum())
+    assert found["told"].startswith(("forward: ", "left turn: ", "right turn: "))
+
+
+def test_at_the_exit_a_drive_is_over(run_node):
+    body = """const one = new drive.Drive();
+      const { best, maze } = new robot.Learning({ rate: 1, baseline: true, seed: 1 });
+      while (!one.over) {
+        const q = worlds.actionValues(maze, best, 0.95).slice(3 * one.state);
+        one.go(q.slice(0, 3).indexOf(Math.max(...q.slice(0, 3))));
+      }
+      one.go(0);
+      return [one.steps.length, one.fewest(), one.steps.at(-1).reward];"""
+    steps, fewest, last = run_node(body, None)
+    assert steps == fewest
+    assert last == pytest.approx(0.99)

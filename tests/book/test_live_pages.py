@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'<script defer src="_static/{name}"></script>'
         for name, _ in config["sphinx"]["config"]["html_js_files"]
     )
-    for name in ("ask", "train", "robot"):
+    for name in ("ask", "train", "robot", "drive"):
         (folder / f"{name}.html").write_text(
             '<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
@@ -199,3 +199,23 @@ def test_a_robot_learns_in_a_page_and_the_run_before_stays(page: Page, site: Pat
     assert no_sideways_scroll(page)
     click(page, "Reset")
     assert texts(page, ".live-status") == [""]
+
+
+def test_a_reader_drives_with_the_arrow_keys(page: Page, site: Path):
+    page.open(site / "drive.html", width=390)
+    click(page, "Start")
+    page.until("document.querySelectorAll('.live-robot').length === 1")
+    walls = "document.querySelectorAll('.live-wall').length"
+    all_walls = page.run(walls)
+    page.press("ArrowRight")
+    page.press("ArrowLeft")
+    assert texts(page, ".live-log li") == [
+        "left turn: \u22120.01",
+        "right turn: \u22120.01",
+    ]
+    click(page, "\u2191 Forward")
+    assert "a wall" in texts(page, ".live-status")[0]
+    assert texts(page, ".explorer-numbers dd")[0] == "3"
+    page.run("document.querySelector('input[type=checkbox]').click()")
+    assert page.run(walls) == 1 < all_walls
+    assert no_sideways_scroll(page)
