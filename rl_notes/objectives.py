@@ -287,6 +287,10 @@ def dppo(
     https://arxiv.org/abs/2602.04879). No gradient flows through M_t. As delta goes to
     0 only steps remain that bring the policy back, and from delta = 1 on it is the
     (surrogate).
+
+    mu is whatever `old_logprobs` come from, and `grpo_update` passes those stored in
+    the batch. In a batch that was `rescored` they are the learner's own: the region
+    then lies around the policy at the start of the update, not around the sampler.
     """
     near = dppo_mask(
         new_logprobs,
