@@ -107,11 +107,21 @@ PAGES = {
 }
 
 
+# What the build of the live parts reads, from the folder of the library.
+STORED = (
+    *(f"language/checkpoints/{name}.safetensors" for name in ("base", "sft", "grpo")),
+    "results/thinking.json",
+)
+
+
 def make_book(root: Path) -> Path:
     """Write a small book with the repository's own configuration."""
     own = shutil.ignore_patterns("*.md", "*.ipynb", "*.bib", "__pycache__")
     shutil.copytree(gate.ROOT / "book", root / "book", ignore=own)
     shutil.copy(gate.ROOT / "_config.yml", root)
+    for name in STORED:
+        (root / "rl_notes" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(gate.ROOT / "rl_notes" / name, root / "rl_notes" / name)
     for name, text in PAGES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
