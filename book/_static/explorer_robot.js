@@ -253,7 +253,8 @@
       this.buttons[0].classList.add("live-go");
       this.progress = element("span", { class: "live-muted" });
       const row = element("div", { class: "live-buttons" }, ...this.buttons, this.progress);
-      this.status = element("p", { class: "live-status", "aria-live": "polite", tabindex: -1 });
+      const spoken = { class: "live-status", "aria-live": "polite" };
+      this.status = element("p", { ...spoken, tabindex: -1 });
       const side = 2 * EDGE + SIZE * CELL;
       this.maze = shared.picture(side, side);
       this.chart = shared.picture(WIDTH, HEIGHT);

@@ -167,9 +167,9 @@
     "The fine-tuned model, sft, goes on learning here, in your browser: it answers sums, " +
     "and a rule says which answers are right. Nothing else is paid for. A run takes from " +
     "a few seconds to a minute. With the first recipe the work rises fast in that time, " +
-    "and the share of right answers little or not at all; with the others it falls. grpo, " +
-    "the model of the book, got further by going on: 1,280 updates, the last of them " +
-    "with 48 questions \u00d7 32 answers.";
+    "and the share of right answers little or not at all; with the others it falls. " +
+    "grpo, the model of the book, got further by going on: 1,280 updates, the last of " +
+    "them with 48 questions \u00d7 32 answers.";
 
   const BESIDE =
     "The band is the range of the chapter\u2019s five stored runs, which are larger: 64 " +
@@ -220,7 +220,8 @@
       [this.trainButton, this.stepButton, this.pauseButton] = found;
       this.progress = element("span", { class: "live-muted" });
       node.append(this.progress);
-      this.status = element("p", { class: "live-status", "aria-live": "polite", tabindex: -1 });
+      const spoken = { class: "live-status", "aria-live": "polite" };
+      this.status = element("p", { ...spoken, tabindex: -1 });
       this.charts = CURVES.map((curve) => {
         return { curve, drawing: shared.picture(WIDTH, HEIGHT) };
       });

@@ -275,6 +275,28 @@ def test_a_robot_learns_in_a_page_and_the_run_before_stays(page: Page, site: Pat
     assert texts(page, ".live-status") == [""]
 
 
+# Drive to the exit by the buttons, with the focus on each: a breadth-first search.
+OUT = """(() => {
+  const { worlds } = live;
+  const maze = worlds.mazeTables(worlds.bookMaze("5/0"));
+  const ways = [{ state: worlds.START, moves: [] }];
+  const seen = new Set();
+  while (!maze.isExit(ways[0].state)) {
+    const { state, moves } = ways.shift();
+    if (seen.has(state)) continue;
+    seen.add(state);
+    for (const move of [0, 1, 2]) {
+      ways.push({ state: maze.next[3 * state + move], moves: [...moves, move] });
+    }
+  }
+  const buttons = document.querySelectorAll(".live-buttons button");
+  for (const move of ways[0].moves) {
+    buttons[1 + move].focus();
+    buttons[1 + move].click();
+  }
+})()"""
+
+
 def test_a_reader_drives_with_the_arrow_keys(page: Page, site: Path):
     page.open(site / "drive.html", width=390)
     click(page, "Start")
@@ -292,4 +314,9 @@ def test_a_reader_drives_with_the_arrow_keys(page: Page, site: Path):
     assert texts(page, ".explorer-numbers dd")[0] == "3"
     page.run("document.querySelector('input[type=checkbox]').click()")
     assert page.run(walls) == 1 < all_walls
+    click(page, "Start again")
+    page.until("document.querySelectorAll('.explorer-numbers dd')[0].innerText === '0'")
+    page.run(OUT)
+    assert "You are out" in texts(page, ".live-status")[0]
+    assert page.run("document.activeElement.textContent") == "Start again"
     assert no_sideways_scroll(page)
