@@ -146,6 +146,27 @@
     return { node, input };
   }
 
+  /** The seed in a field, or null where there is none that can be used. */
+  function seedFrom(input) {
+    const seed = input.valueAsNumber;
+    const fits = Number.isInteger(seed) && seed >= 1 && seed <= 9999;
+    input.setAttribute("aria-invalid", String(!fits));
+    return fits ? seed : null;
+  }
+
+  const NO_SEED = "A seed is a whole number from 1 to 9999.";
+
+  /** Disable some buttons and enable others: `rules` are pairs [button, disabled].
+
+      Where that takes the focus from a button, the first of `heirs` that can be used
+      has it. */
+  function enable(rules, heirs) {
+    const before = document.activeElement;
+    rules.forEach(([button, disabled]) => (button.disabled = disabled));
+    if (!rules.some(([button, disabled]) => disabled && button === before)) return;
+    heirs.find((one) => !one.disabled)?.focus({ preventScroll: true });
+  }
+
   /** One tab stop for a row of buttons; arrows, Home and End go from one to another. */
   function arrows(row) {
     const buttons = () => [...row.querySelectorAll("button")];
@@ -361,15 +382,16 @@
     };
     cards.forEach((card) => (card.go = go));
 
-    /** What is asked; the same again takes the next seed. */
+    /** What is asked; the same again takes the next seed, where there is any luck. */
     function request() {
       const question = questionFrom(typed.input.value);
       typed.input.setAttribute("aria-invalid", String(question === null));
-      if (question === null) return null;
+      let luck = seedFrom(seed.input);
+      if (question === null) return { refused: REFUSED };
+      if (luck === null) return { refused: NO_SEED };
       const warm = temperature.input.valueAsNumber;
-      let luck = Math.floor(seed.input.valueAsNumber);
-      if (!(luck >= 1 && luck <= 9999)) luck = first;
-      if (`${question} ${warm} ${luck}` === last) luck = (luck % 9999) + 1;
+      const again = warm > 0 && `${question} ${warm} ${luck}` === last;
+      if (again) luck = (luck % 9999) + 1;
       last = `${question} ${warm} ${luck}`;
       seed.input.value = luck;
       return { question, temperature: warm, seed: luck };
@@ -377,12 +399,13 @@
 
     async function answer() {
       const asked = request();
-      if (!asked) {
-        status.textContent = REFUSED;
+      const mine = (turn += 1);
+      clear();
+      if (asked.refused) {
+        last = "";
+        status.textContent = asked.refused;
         return;
       }
-      const mine = (turn += 1);
-      cards.forEach((card) => card.clear());
       status.textContent = "Loading the models \u2026";
       try {
         const loaded = await Promise.all(models.map(({ load }) => load()));
@@ -391,6 +414,7 @@
         cards.forEach((card, i) => {
           card.begin(new Writing(loaded[i], asked.question, asked));
         });
+        heading.textContent = asked.question;
         answers.hidden = false;
         go();
       } catch (fault) {
@@ -403,18 +427,27 @@
       event.preventDefault();
       answer();
     });
-    const answers = element("div", {}, ...cards.map((card) => card.node), hint());
+    const heading = element("p", { class: "live-question" });
+    const nodes = cards.map((card) => card.node);
+    const answers = element("div", {}, heading, ...nodes, hint());
     answers.hidden = true;
+
+    /** Take away what was written, and stop what is being written. */
+    function clear() {
+      heard.textContent = "";
+      cards.forEach((card) => card.clear());
+      answers.hidden = true;
+    }
 
     function reset() {
       [last, turn] = ["", turn + 1];
       typed.input.value = sum;
       typed.input.setAttribute("aria-invalid", "false");
       seed.input.value = first;
+      seed.input.setAttribute("aria-invalid", "false");
       temperature.reset();
       status.textContent = "";
-      cards.forEach((card) => card.clear());
-      answers.hidden = true;
+      clear();
     }
 
     return { parts: [form, status, answers, heard], reset, answer };
@@ -435,7 +468,9 @@
       "Click a token to see what else it might have been, and one of those to go on from " +
         "there. Dotted tokens had a probability below 0.9. All models have the same " +
         "luck: at each place the same random number, by the seed. Ask the same again, " +
-        "and the seed is the next.",
+        "and the seed is the next. The probabilities are those at the temperature you " +
+        "set; at temperature 0 each model takes its likeliest token, and they are those " +
+        "at temperature 1.",
     );
   }
 
@@ -448,7 +483,10 @@
   /** What stands in the fields at first. */
   const asked = (data) => ({ sum: data.sum ?? "47+85", seed: number(data.seed, 1) });
 
-  shared.asking = { questionFrom, REFUSED, TITLES, field, desk, paced };
+  shared.asking = {
+    ...{ questionFrom, REFUSED, seedFrom, NO_SEED, TITLES },
+    ...{ field, enable, desk, paced },
+  };
 
   shared.define("ask", {
     title: "Ask the models a sum of your own",

@@ -196,7 +196,9 @@
       const { drive } = this;
       this.results.hidden = drive === null;
       this.start.textContent = drive === null ? "Start" : "Start again";
+      const left = this.moves.includes(document.activeElement);
       this.moves.forEach((one) => (one.disabled = drive === null || drive.over));
+      if (left && drive?.over) this.start.focus({ preventScroll: true });
       if (drive === null) return;
       const exit = corner(SIZE - 1) + CELL / 2;
       this.picture.draw(

@@ -10,7 +10,7 @@
   const shared = inNode ? require("./explorers.js") : globalThis.explorers;
   if (inNode) require("./explorer_ask.js");
   const { element, fixed, line, scale, svg, text } = shared;
-  const { field, paced } = shared.asking;
+  const { enable, field, paced, seedFrom, NO_SEED } = shared.asking;
   const live = (globalThis.live ??= {});
 
   const [MAZE, SIZE] = ["5/0", 5];
@@ -223,8 +223,8 @@
   const ABOUT =
     "In each update the robot starts once from each of the 96 states that are not the " +
     "exit, and takes one step of REINFORCE. The numbers in the cells are exact values of " +
-    "its policy; it never sees them. Change one thing, and the last run stays as a " +
-    "dashed line.";
+    "its policy; it never sees them. Change one thing and train again: the last run is " +
+    "then a dashed line.";
 
   let used = 0;
 
@@ -253,7 +253,8 @@
       this.buttons[0].classList.add("live-go");
       this.progress = element("span", { class: "live-muted" });
       const row = element("div", { class: "live-buttons" }, ...this.buttons, this.progress);
-      this.status = element("p", { class: "live-status", "aria-live": "polite" });
+      const spoken = { class: "live-status", "aria-live": "polite" };
+      this.status = element("p", { ...spoken, tabindex: -1 });
       const side = 2 * EDGE + SIZE * CELL;
       this.maze = shared.picture(side, side);
       this.chart = shared.picture(WIDTH, HEIGHT);
@@ -287,6 +288,7 @@
       this.rate.value = "0.1";
       this.baseline.value = "1";
       this.seed.value = 1;
+      this.seed.setAttribute("aria-invalid", "false");
       this.points = null;
       this.fresh();
     }
@@ -310,15 +312,25 @@
 
     enable() {
       const [train, step, pause] = this.buttons;
-      train.disabled = this.going || this.over;
-      step.disabled = this.going || this.over;
-      pause.disabled = !this.going;
+      const rules = [
+        [train, this.going || this.over],
+        [step, this.going || this.over],
+        [pause, !this.going],
+      ];
+      enable(rules, [pause, train, this.status]);
     }
 
     /** Load what is needed, and make a robot where there is none. */
     async begin() {
       if (this.learning) return true;
       const { turn } = this;
+      const seed = seedFrom(this.seed);
+      if (seed === null) {
+        this.going = false;
+        this.status.textContent = NO_SEED;
+        this.enable();
+        return false;
+      }
       try {
         await live.ready();
       } catch (fault) {
@@ -328,9 +340,6 @@
         return false;
       }
       if (turn !== this.turn) return false;
-      let seed = Math.floor(this.seed.valueAsNumber);
-      if (!(seed >= 1 && seed <= 9999)) seed = 1;
-      this.seed.value = seed;
       const [rate, baseline] = [Number(this.rate.value), this.baseline.value === "1"];
       this.learning ??= new Learning({ rate, baseline, seed });
       if (this.points.length === 0) this.note();
@@ -385,15 +394,20 @@
 
     async train() {
       this.going = true;
+      const loop = (this.loop = (this.loop ?? 0) + 1); // only the newest goes on
       this.status.textContent = "";
       this.enable();
       if (!(await this.begin())) return;
       const { turn } = this;
-      paced(() => turn === this.turn && this.going && this.update());
+      const mine = () => turn === this.turn && loop === this.loop;
+      paced(() => mine() && this.going && this.update());
     }
 
     async step() {
-      if ((await this.begin()) && !this.going && !this.over) this.update();
+      if ((await this.begin()) && !this.going && !this.over) {
+        this.status.textContent = "";
+        this.update();
+      }
       this.enable();
     }
 

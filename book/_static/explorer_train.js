@@ -11,7 +11,8 @@
   if (inNode) require("./explorer_ask.js");
   const { element, fixed, line, scale, svg, text } = shared;
   const live = (globalThis.live ??= {});
-  const { questionFrom, REFUSED, TITLES, desk, field } = shared.asking;
+  const { questionFrom, REFUSED, seedFrom, NO_SEED, TITLES } = shared.asking;
+  const { desk, enable, field } = shared.asking;
 
   const FROM = 2; // digits that a number of a training question has at least
   const EXAM = 400; // held-out questions, before and after
@@ -156,7 +157,8 @@
   function outcome(before, after, updates) {
     const pair = (key) => `${fixed(before[key], 2)} to ${fixed(after[key], 2)}`;
     return (
-      `Done. On ${after.n} held-out sums, before and after ${updates} updates: ` +
+      `Done. On ${after.n} held-out sums of one to four digits, before and after ` +
+      `${updates} updates: ` +
       `with work ${pair("work")}, right ${pair("right")}.`
     );
   }
@@ -164,15 +166,19 @@
   const ABOUT =
     "The fine-tuned model, sft, goes on learning here, in your browser: it answers sums, " +
     "and a rule says which answers are right. Nothing else is paid for. A run takes from " +
-    "a few seconds to a minute. In that time the work rises fast, and the share of right " +
-    "answers little or not at all. grpo, the model of the book, got further by going on: " +
-    "1,280 updates, the last of them with 48 questions \u00d7 32 answers.";
+    "a few seconds to a minute. With the first recipe the work rises fast in that time, " +
+    "and the share of right answers little or not at all; with the others it falls. " +
+    "grpo, the model of the book, got further by going on: 1,280 updates, the last of " +
+    "them with 48 questions \u00d7 32 answers.";
 
   const BESIDE =
     "The band is the range of the chapter\u2019s five stored runs, which are larger: 64 " +
-    "questions \u00d7 8 answers, learning rate 1e-4, two epochs. Each dot is what the " +
-    "model did on new questions before it was trained on them. Yours have two to four " +
-    "digits, those of the stored runs one to four.";
+    "questions \u00d7 8 answers, learning rate 1e-4, two epochs. In the first three " +
+    "drawings each dot is what the model did on new questions before it was trained on " +
+    "them. Yours have two to four digits, those of the stored runs one to four, so yours " +
+    "are harder and longer. The fourth is your sum, on which it is never trained.";
+
+  const LOADING = "Loading the model, and asking it for the first time \u2026";
 
   /** Promise that the page is seen. */
   function seen() {
@@ -214,7 +220,8 @@
       [this.trainButton, this.stepButton, this.pauseButton] = found;
       this.progress = element("span", { class: "live-muted" });
       node.append(this.progress);
-      this.status = element("p", { class: "live-status", "aria-live": "polite" });
+      const spoken = { class: "live-status", "aria-live": "polite" };
+      this.status = element("p", { ...spoken, tabindex: -1 });
       this.charts = CURVES.map((curve) => {
         return { curve, drawing: shared.picture(WIDTH, HEIGHT) };
       });
@@ -242,11 +249,13 @@
       this.run?.home?.end();
       this.run = null;
       this.turn = (this.turn ?? 0) + 1; // what is still under way is of no more interest
-      [this.going, this.busy] = [false, false];
+      [this.going, this.busy, this.single] = [false, false, false];
       [this.form.sum.value, this.form.seed.value, this.form.recipe.value] = [
         ...[this.sum, 1, 0],
       ];
-      this.form.sum.setAttribute("aria-invalid", "false");
+      [this.form.sum, this.form.seed].forEach((one) =>
+        one.setAttribute("aria-invalid", "false"),
+      );
       [this.status, this.progress, this.numbers, this.group, this.asking].forEach((one) =>
         one.replaceChildren(),
       );
@@ -256,11 +265,15 @@
 
     /** Which buttons and fields can be used now. */
     enable() {
-      const { run, going, busy } = this;
+      const { run, going, busy, single } = this;
       const over = run?.over ?? false;
-      this.trainButton.disabled = going || over;
-      this.stepButton.disabled = going || busy || over;
-      this.pauseButton.disabled = !going;
+      const { trainButton, stepButton, pauseButton, status } = this;
+      const rules = [
+        [trainButton, going || over],
+        [stepButton, going || over || (busy && !single)], // a second click does nothing
+        [pauseButton, !going],
+      ];
+      enable(rules, [pauseButton, trainButton, status]);
       const { sum, seed, recipe } = this.form;
       [sum, seed, recipe].forEach((one) => (one.disabled = run !== null || busy));
     }
@@ -269,15 +282,13 @@
     async begin() {
       const question = questionFrom(this.form.sum.value);
       this.form.sum.setAttribute("aria-invalid", String(question === null));
-      if (question === null) {
-        this.status.textContent = REFUSED;
+      const seed = seedFrom(this.form.seed);
+      if (question === null || seed === null) {
+        this.status.textContent = question === null ? REFUSED : NO_SEED;
         return false;
       }
       const recipe = RECIPES[Number(this.form.recipe.value)];
-      let seed = Math.floor(this.form.seed.valueAsNumber);
-      if (!(seed >= 1 && seed <= 9999)) seed = 1;
-      this.form.seed.value = seed;
-      this.status.textContent = "Loading the model, and asking it for the first time \u2026";
+      this.status.textContent = LOADING;
       const run = { recipe, question, points: [], over: false, told: false };
       const { turn } = this;
       await live.ready();
@@ -290,9 +301,7 @@
       const weights = live.engine.readWeights(packed);
       const given = { ...recipe, from: FROM, weights, seed, question, exam: EXAM };
       run.before = (await run.home.call("begin", given)).exam;
-      if (turn !== this.turn) return false;
-      this.status.textContent = "Training.";
-      return true;
+      return turn === this.turn;
     }
 
     /** One update, or the end; whether there is more to do. */
@@ -356,6 +365,7 @@
 
     train() {
       this.going = true;
+      if (this.busy) this.status.textContent = this.run?.before ? "Training." : LOADING;
       return this.work();
     }
 
@@ -374,10 +384,13 @@
       this.enable();
       if (this.busy) return; // the loop that is under way will go on
       this.busy = true;
+      this.single = !this.going; // Step
       this.enable();
       const { turn } = this;
       try {
-        if (this.run || (await this.begin())) {
+        // Pause may have been clicked while the model was loaded.
+        if ((this.run || (await this.begin())) && (this.going || this.single)) {
+          this.status.textContent = "Training.";
           while ((await this.advance()) && this.going);
         }
       } catch (fault) {
@@ -386,7 +399,8 @@
         this.status.textContent = fault.message;
       }
       if (turn !== this.turn) return;
-      [this.busy, this.going] = [false, false];
+      [this.busy, this.going, this.single] = [false, false, false];
+      if (this.run && !this.run.over) this.status.textContent = "Paused.";
       this.enable();
     }
   }

@@ -1072,7 +1072,7 @@ def test_a_drawing_and_an_outcome_are_said_in_words(run_node):
     assert first == "Against updates, right answers: 0.50 before the first."
     assert two.startswith(first[:-1] + ", 0.25 after 1. In the five stored runs")
     assert two.endswith("0.13 to 0.38.")
-    assert "400 held-out sums, before and after 12 updates" in end
+    assert "400 held-out sums of one to four digits, before and after 12" in end
     assert end.endswith("with work 0.30 to 0.90, right 0.60 to 0.62.")
 
 

@@ -108,14 +108,82 @@ def test_a_reader_asks_three_models_by_keyboard(page: Page, site: Path):
 
 
 def test_a_sum_that_cannot_be_read_is_refused_in_words(page: Page, site: Path):
+    """And what was answered before does not stand beside the refusal."""
     page.open(site / "ask.html")
+    click(page, "Ask")
+    page.until("document.querySelectorAll('.live-verdict:not(:empty)').length === 3")
+    assert texts(page, ".live-question") == ["What is 47+85?"]
     page.run("document.querySelector('input').value = '47-85'")
     click(page, "Ask")
     page.until("document.querySelector('input').ariaInvalid === 'true'")
     assert "a plus between them" in texts(page, ".live-status")[0]
+    assert texts(page, ".live-tokens") == []
     click(page, "Reset")
     assert page.run("document.querySelector('input').value") == "47+85"
     assert texts(page, ".live-status") == [""]
+
+
+@pytest.mark.parametrize(
+    ("name", "button"), [("ask", "Ask"), ("train", "Train"), ("robot", "Train")]
+)
+def test_a_seed_that_is_none_is_refused_in_words(
+    page: Page, site: Path, name: str, button: str
+):
+    page.open(site / f"{name}.html")
+    seed = "document.querySelector('input[type=number]')"
+    for typed in ("", "1.5", "0", "-3", "99999999"):
+        page.run(f"{seed}.value = {typed!r}")
+        click(page, button)
+        page.until(f"{seed}.ariaInvalid === 'true'")
+        said = "A seed is a whole number from 1 to 9999."
+        page.until(f"document.querySelector('.live-status').textContent === {said!r}")
+        assert page.run(f"{seed}.value") == typed
+        click(page, "Reset")
+        assert page.run(f"{seed}.ariaInvalid") == "false"
+        assert page.run(f"{seed}.value") == "1"
+
+
+def test_without_luck_the_same_question_keeps_its_seed(page: Page, site: Path):
+    page.open(site / "ask.html")
+    seed = "document.querySelector('input[type=number]').value"
+    written = "document.querySelectorAll('.live-verdict:not(:empty)').length === 3"
+    for temperature, seeds in (("1", ["1", "2"]), ("0", ["2", "2"])):
+        slider = "document.querySelector('input[type=range]')"
+        page.run(f"{slider}.value = {temperature}")
+        page.run(f"{slider}.dispatchEvent(new Event('input'))")
+        for wanted in seeds:
+            click(page, "Ask")
+            page.until(written)
+            assert page.run(seed) == wanted
+
+
+def test_a_run_says_whether_it_goes_on(page: Page, site: Path):
+    """Pause while the model is loaded; Train, Pause, Train; Step; and the focus."""
+    page.open(site / "train.html")
+    page.run("document.querySelector('select').value = 1")
+    status = "document.querySelector('.live-status').textContent"
+    rows = "document.querySelectorAll('.live-numbers tbody tr').length"
+    steps = "document.querySelectorAll('.live-buttons button')[1].disabled"
+    focus = "document.activeElement.textContent"
+    page.run("document.querySelector('.live-go').focus()")
+    page.press("Enter", "\r")
+    assert page.run(focus) == "Pause"
+    page.press("Enter", "\r")
+    assert page.run(focus) == "Train"
+    page.until(f"!{steps}")  # the model is loaded
+    assert page.run(status) == "Paused."
+    assert page.run(rows) == 0
+    click(page, "Train")
+    page.until(f"{rows} === 1")
+    click(page, "Pause")
+    click(page, "Train")
+    assert page.run(status) == "Training."
+    click(page, "Pause")
+    page.until(f"!{steps}")
+    before = page.run(rows)
+    click(page, "Step")
+    page.until(f"{rows} === {before + 1}")
+    page.until(f"{status} === 'Paused.'")
 
 
 @pytest.mark.parametrize("workers", [True, False])
@@ -177,9 +245,15 @@ def test_a_hidden_page_waits_and_a_run_ends_by_itself(page: Page, site: Path):
 
 def test_a_robot_learns_in_a_page_and_the_run_before_stays(page: Page, site: Path):
     page.open(site / "robot.html", width=390)
-    click(page, "Step")
-    page.until("document.querySelectorAll('.live-cell').length === 25")
     click(page, "Train")
+    page.until("document.querySelectorAll('.live-cell').length === 25")
+    click(page, "Pause")
+    assert texts(page, ".live-status") == ["Paused."]
+    click(page, "Step")
+    page.until("document.querySelector('.live-status').textContent === ''")
+    click(page, "Train")
+    click(page, "Pause")
+    click(page, "Train")  # before the next frame
     page.until("document.querySelector('.live-status').textContent.startsWith('Done')")
     assert "From 96 of 96 starts" in texts(page, ".live-status")[0]
     assert len(texts(page, "tbody tr")) == 11
@@ -201,6 +275,28 @@ def test_a_robot_learns_in_a_page_and_the_run_before_stays(page: Page, site: Pat
     assert texts(page, ".live-status") == [""]
 
 
+# Drive to the exit by the buttons, with the focus on each: a breadth-first search.
+OUT = """(() => {
+  const { worlds } = live;
+  const maze = worlds.mazeTables(worlds.bookMaze("5/0"));
+  const ways = [{ state: worlds.START, moves: [] }];
+  const seen = new Set();
+  while (!maze.isExit(ways[0].state)) {
+    const { state, moves } = ways.shift();
+    if (seen.has(state)) continue;
+    seen.add(state);
+    for (const move of [0, 1, 2]) {
+      ways.push({ state: maze.next[3 * state + move], moves: [...moves, move] });
+    }
+  }
+  const buttons = document.querySelectorAll(".live-buttons button");
+  for (const move of ways[0].moves) {
+    buttons[1 + move].focus();
+    buttons[1 + move].click();
+  }
+})()"""
+
+
 def test_a_reader_drives_with_the_arrow_keys(page: Page, site: Path):
     page.open(site / "drive.html", width=390)
     click(page, "Start")
@@ -218,4 +314,9 @@ def test_a_reader_drives_with_the_arrow_keys(page: Page, site: Path):
     assert texts(page, ".explorer-numbers dd")[0] == "3"
     page.run("document.querySelector('input[type=checkbox]').click()")
     assert page.run(walls) == 1 < all_walls
+    click(page, "Start again")
+    page.until("document.querySelectorAll('.explorer-numbers dd')[0].innerText === '0'")
+    page.run(OUT)
+    assert "You are out" in texts(page, ".live-status")[0]
+    assert page.run("document.activeElement.textContent") == "Start again"
     assert no_sideways_scroll(page)

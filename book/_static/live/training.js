@@ -40,15 +40,17 @@
         return { rows, judged };
       }
 
-      /** Questions to train on: none that is held out, and not the reader's own.
+      /** Questions to train on: none held out, and not the reader's own, either way round.
 
           Their numbers have `from` to four digits. */
       draw(n) {
         const options = { heldOut: false, uniform: this.uniform, from: this.from };
+        const pair = (question) => worlds.numbers(question).sort((a, b) => a - b).join();
+        const own = pair(this.question);
         const drawn = [];
         while (drawn.length < n) {
           const [question] = worlds.drawQuestions(1, options);
-          if (question !== this.question) drawn.push(question);
+          if (pair(question) !== own) drawn.push(question);
         }
         return drawn;
       }
