@@ -3,7 +3,7 @@
     pip install -r requirements.txt
     python -m experiments.diagnosis
 
-Three seeds. Every run starts from "sft" and makes 15 updates from 16 questions with 8
+Five seeds. Every run starts from "sft" and makes 15 updates from 16 questions with 8
 answers each. An arm is the healthy run with one field of `Run` changed, as the lines of
 `ARMS` say, so that mending it gives the healthy run. What a trainer would log is kept
 of every update, and at the end the model answers held-out questions, always in the same
