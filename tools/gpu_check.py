@@ -487,7 +487,7 @@ def real_model() -> None:
     if experiment.where() == experiment.HUB:
         print("no model here: tools/fetch_real_model.py makes it")
         return
-    names = ["rule-0"] if ON_A_CARD else []
+    names = ["card-0"] if ON_A_CARD else []
     began = time.monotonic()
     for name in ["before", *names]:
         command = [sys.executable, "-m", "experiments.real_model", name]
